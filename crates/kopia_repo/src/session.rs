@@ -1,0 +1,575 @@
+//! A write session: contents into packs, packs to the storage, and at a flush the index that makes them visible.
+//!
+//! Any number of threads call [`WriteSession::write_content`]; each hashes, compresses and encrypts on its own and
+//! holds a lock only to copy the result behind the others in the open pack. Full packs go to a few upload threads
+//! through a channel without room, so that a slow storage slows the callers instead of filling memory.
+//!
+//! Locks, in the order in which they may be taken: `gate`, an open pack, then `pending`, a [`Generation`]'s own
+//! fields. `gate` is held shared from claiming a content until it is in a pack, and exclusively while a flush swaps
+//! the packs: so what a manifest refers to is never in a later index than the manifest.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::Sender;
+use jiff::Timestamp;
+
+use crate::Repository;
+use crate::error::{ReadError, WriteError};
+use crate::format::compression::{CompressContext, CompressionId, compress};
+use crate::format::content_id::ContentId;
+use crate::format::encryption::NONCE_BYTES;
+use crate::format::index::IndexEntry;
+use crate::format::manifest::{ManifestEntry, build_entries};
+use crate::format::pack::{self, SessionMarker};
+
+/// Content prefix of directory objects.
+pub const DIRECTORY_PREFIX: u8 = b'k';
+/// Content prefix of manifests.
+pub const MANIFEST_PREFIX: u8 = b'm';
+/// Content prefix of index streams.
+pub const INDEX_PREFIX: u8 = b'x';
+
+/// Index entries are flushed at least this often (spec 7.10 rule 3).
+const FLUSH_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// A flush also happens at this many entries, so that memory does not grow with the time between flushes.
+const FLUSH_ENTRIES: u64 = 200_000;
+/// What a pack may exceed its size by: one content, padding and the local index.
+const PACK_SLACK_BYTES: usize = 2 << 20;
+/// More than this and the clocks of maintenance and ours would disagree about what is old (spec 7.10 rule 9).
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// What [`WriteSession::write_content`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The content's name.
+    pub id: ContentId,
+    /// Bytes it takes in a pack; 0 when the repository had it.
+    pub stored_bytes: u32,
+}
+
+/// What a session did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionStats {
+    /// Contents stored.
+    pub new_contents: u64,
+    /// Contents that the repository had.
+    pub known_contents: u64,
+    /// Bytes of stored contents without prefix (file data), as they lie in packs.
+    pub data_bytes: u64,
+    /// Bytes of stored contents with a prefix (index streams, directories, manifests), as they lie in packs.
+    pub metadata_bytes: u64,
+    /// Every byte put to the storage: packs with their padding and local index, index blobs, session markers.
+    pub uploaded_bytes: u64,
+}
+
+/// How a session writes.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Packs uploaded at the same time; each takes up to the repository's pack size of memory.
+    pub parallel_uploads: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { parallel_uploads: 3 }
+    }
+}
+
+/// Adds contents and manifests to a repository. Nothing is visible to anybody before [`flush`](Self::flush) returns.
+///
+/// Dropping a session without a flush leaves packs that no index names, which maintenance removes, and takes back the
+/// session marker.
+pub struct WriteSession {
+    shared: Arc<Shared>,
+    gate: RwLock<()>,
+    data_pack: Mutex<Option<OpenPack>>,
+    metadata_pack: Mutex<Option<OpenPack>>,
+    generation: Mutex<Arc<Generation>>,
+    /// One flush at a time.
+    flushing: Mutex<()>,
+    manifests: Mutex<Vec<ManifestEntry>>,
+    scratch: Mutex<Vec<Scratch>>,
+    uploads: Option<Sender<ClosedPack>>,
+    uploaders: Vec<JoinHandle<()>>,
+}
+
+/// What the upload threads share with the session.
+struct Shared {
+    repo: Arc<Repository>,
+    /// Claimed or written here and not yet in the repository's index.
+    pending: Mutex<HashSet<ContentId>>,
+    pack_buffers: Mutex<Vec<Vec<u8>>>,
+    counters: Counters,
+    failure: Mutex<Option<(String, Option<bucket::ErrorKind>)>>,
+}
+
+#[derive(Default)]
+struct Counters {
+    new_contents: AtomicU64,
+    known_contents: AtomicU64,
+    data_bytes: AtomicU64,
+    metadata_bytes: AtomicU64,
+    uploaded_bytes: AtomicU64,
+}
+
+/// What is flushed together: one Kopia session with its marker, its packs and their index entries.
+struct Generation {
+    session_id: String,
+    started: SystemTime,
+    /// Name of the marker once it is written.
+    marker: Mutex<Option<String>>,
+    entries: Mutex<Vec<IndexEntry>>,
+    entry_count: AtomicU64,
+    uploads_outstanding: Mutex<usize>,
+    uploads_done: Condvar,
+}
+
+struct OpenPack {
+    generation: Arc<Generation>,
+    id: Arc<str>,
+    bytes: Vec<u8>,
+    entries: Vec<IndexEntry>,
+}
+
+struct ClosedPack {
+    pack: OpenPack,
+}
+
+#[derive(Default)]
+struct Scratch {
+    compressor: CompressContext,
+    sealed: Vec<u8>,
+}
+
+impl WriteSession {
+    /// Starts a session. Nothing is written before the first content.
+    pub fn new(repo: Arc<Repository>, options: SessionOptions) -> Result<Self, WriteError> {
+        repo.check_writable()?;
+        let generation = Mutex::new(Arc::new(Generation::new(&repo)));
+        let shared = Arc::new(Shared {
+            repo,
+            pending: Mutex::default(),
+            pack_buffers: Mutex::default(),
+            counters: Counters::default(),
+            failure: Mutex::default(),
+        });
+        let (uploads, receiver) = crossbeam_channel::bounded::<ClosedPack>(0);
+        let uploaders = (0..options.parallel_uploads.max(1))
+            .map(|number| {
+                let (shared, receiver) = (shared.clone(), receiver.clone());
+                std::thread::Builder::new()
+                    .name(format!("pack-upload-{number}"))
+                    .spawn(move || {
+                        for closed in receiver {
+                            shared.upload(closed);
+                        }
+                    })
+                    .expect("the machine can start a thread")
+            })
+            .collect();
+        Ok(Self {
+            shared,
+            gate: RwLock::default(),
+            data_pack: Mutex::default(),
+            metadata_pack: Mutex::default(),
+            generation,
+            flushing: Mutex::default(),
+            manifests: Mutex::default(),
+            scratch: Mutex::default(),
+            uploads: Some(uploads),
+            uploaders,
+        })
+    }
+
+    /// The repository written to.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.shared.repo
+    }
+
+    /// Stores `data` unless the repository has it (spec 3.9). The name is returned at once; the bytes are safe, and
+    /// visible to others, after the next [`flush`](Self::flush).
+    pub fn write_content(
+        &self,
+        data: &[u8],
+        prefix: Option<u8>,
+        compression: Option<CompressionId>,
+    ) -> Result<Written, WriteError> {
+        self.check_alive()?;
+        if data.len() >= 1 << 27 {
+            return Err(WriteError::ContentTooLong { len: data.len() });
+        }
+        self.flush_if_due()?;
+        let id = self.shared.repo.content_id(data, prefix);
+        let gate = self.gate.read().expect("no panic while held");
+        let superseded = match self.claim(id)? {
+            Claim::Known => {
+                self.shared.counters.known_contents.fetch_add(1, Ordering::Relaxed);
+                return Ok(Written { id, stored_bytes: 0 });
+            }
+            Claim::New { superseded_at } => superseded_at,
+        };
+        let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
+        let result = self.store(id, data, compression, superseded, &mut scratch);
+        lock(&self.scratch).push(scratch);
+        drop(gate);
+        match result {
+            Ok((stored_bytes, full)) => {
+                if let Some(pack) = full {
+                    self.send(pack)?;
+                }
+                Ok(Written { id, stored_bytes })
+            }
+            Err(error) => Err(self.shared.fail(error)),
+        }
+    }
+
+    /// Whether this session wrote the content or was told that the repository has it, since its last flush.
+    fn claim(&self, id: ContentId) -> Result<Claim, WriteError> {
+        let repo = &self.shared.repo;
+        let mut pending = lock(&self.shared.pending);
+        if pending.contains(&id) {
+            return Ok(Claim::Known);
+        }
+        let claim = match repo.lookup(&id)? {
+            // A tombstoned content counts as absent: its pack may be about to vanish (spec 7.10 rule 7).
+            Some(entry) if !entry.deleted => return Ok(Claim::Known),
+            Some(entry) => Claim::New { superseded_at: Some(entry.timestamp_seconds) },
+            None => Claim::New { superseded_at: None },
+        };
+        pending.insert(id);
+        Ok(claim)
+    }
+
+    fn store(
+        &self,
+        id: ContentId,
+        data: &[u8],
+        compression: Option<CompressionId>,
+        superseded_at: Option<i64>,
+        scratch: &mut Scratch,
+    ) -> Result<(u32, Option<ClosedPack>), WriteError> {
+        let repo = &self.shared.repo;
+        let sealed = &mut scratch.sealed;
+        sealed.clear();
+        sealed.resize(NONCE_BYTES, 0);
+        let kept = match compression {
+            Some(compression) if compress(compression, &mut scratch.compressor, data, sealed)? => compression,
+            _ => {
+                sealed.extend_from_slice(data);
+                CompressionId::NONE
+            }
+        };
+        repo.cipher().seal(&id.iv(), sealed);
+
+        let stored_bytes = u32::try_from(sealed.len()).map_err(|_| WriteError::ContentTooLong { len: data.len() })?;
+        let (slot, bytes) = match id.prefix() {
+            None => (&self.data_pack, &self.shared.counters.data_bytes),
+            Some(_) => (&self.metadata_pack, &self.shared.counters.metadata_bytes),
+        };
+        bytes.fetch_add(stored_bytes.into(), Ordering::Relaxed);
+        self.shared.counters.new_contents.fetch_add(1, Ordering::Relaxed);
+
+        let now = unix_seconds(repo.now());
+        let mut slot = lock(slot);
+        let pack = slot.get_or_insert_with(|| self.open_pack(&id));
+        pack.entries.push(IndexEntry {
+            id,
+            timestamp_seconds: superseded_at.map_or(now, |old| now.max(old + 1)),
+            deleted: false,
+            pack: pack.id.clone(),
+            pack_offset: pack.bytes.len().try_into().expect("a pack is closed long before 4 GiB"),
+            packed_len: stored_bytes,
+            original_len: data.len().try_into().expect("checked against 2^27"),
+            compression: kept,
+            format_version: repo.format_version(),
+            encryption_key_id: 0,
+        });
+        pack.bytes.extend_from_slice(sealed);
+        pack.generation.entry_count.fetch_add(1, Ordering::Relaxed);
+        let full = pack.bytes.len() >= repo.max_pack_bytes();
+        Ok((stored_bytes, if full { slot.take().map(OpenPack::close) } else { None }))
+    }
+
+    fn open_pack(&self, first: &ContentId) -> OpenPack {
+        let generation = lock(&self.generation).clone();
+        let prefix = if first.prefix().is_some() { 'q' } else { 'p' };
+        let mut bytes = lock(&self.shared.pack_buffers).pop().unwrap_or_default();
+        bytes.clear();
+        // Room for a full pack at once: growing by doubling would take, and keep, half as much again.
+        bytes.reserve(self.shared.repo.max_pack_bytes() + PACK_SLACK_BYTES);
+        bytes.extend_from_slice(&pack::preamble());
+        OpenPack {
+            id: pack::new_pack_id(prefix, &generation.session_id).into(),
+            generation,
+            bytes,
+            entries: Vec::new(),
+        }
+    }
+
+    fn send(&self, closed: ClosedPack) -> Result<(), WriteError> {
+        let uploads = self.uploads.as_ref().expect("present until dropped");
+        uploads.send(closed).expect("upload threads live as long as the session");
+        self.check_alive()
+    }
+
+    /// Queues a manifest; it becomes visible with the next flush, together with all it refers to.
+    pub fn put_manifest(
+        &self,
+        labels: impl IntoIterator<Item = (String, String)>,
+        data: &impl serde::Serialize,
+    ) -> String {
+        let entry = ManifestEntry::new(labels.into_iter().collect(), self.shared.repo.timestamp(), data)
+            .expect("manifest payloads are plain data");
+        let id = entry.id.clone();
+        lock(&self.manifests).push(entry);
+        id
+    }
+
+    /// Queues the deletion of a manifest, `modified` as it was read.
+    pub fn delete_manifest(&self, id: &str, modified: Timestamp) {
+        // The tombstone must be later than what it deletes, also when that came from a clock ahead of ours.
+        let after = modified.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap_or(modified);
+        lock(&self.manifests).push(ManifestEntry::tombstone(id, self.shared.repo.timestamp().max(after)));
+    }
+
+    /// Makes everything written so far durable and visible: packs, then index, then the markers go (spec 3.11).
+    pub fn flush(&self) -> Result<(), WriteError> {
+        let _one = lock(&self.flushing);
+        self.flush_locked()
+    }
+
+    fn flush_if_due(&self) -> Result<(), WriteError> {
+        let due = {
+            let generation = lock(&self.generation);
+            let entries = generation.entry_count.load(Ordering::Relaxed);
+            let age = self.shared.repo.now().duration_since(generation.started).unwrap_or_default();
+            entries >= FLUSH_ENTRIES || (entries > 0 && age >= FLUSH_INTERVAL)
+        };
+        if due && let Ok(_one) = self.flushing.try_lock() {
+            return self.flush_locked();
+        }
+        Ok(())
+    }
+
+    fn flush_locked(&self) -> Result<(), WriteError> {
+        self.check_alive()?;
+        self.write_queued_manifests()?;
+        let (generation, packs) = {
+            let _gate = self.gate.write().expect("no panic while held");
+            let packs: Vec<_> = [&self.data_pack, &self.metadata_pack]
+                .into_iter()
+                .filter_map(|slot| lock(slot).take().map(OpenPack::close))
+                .collect();
+            let mut current = lock(&self.generation);
+            (std::mem::replace(&mut *current, Arc::new(Generation::new(&self.shared.repo))), packs)
+        };
+        for pack in packs {
+            self.send(pack)?;
+        }
+        generation.wait_for_uploads();
+        self.check_alive()?;
+
+        let entries = std::mem::take(&mut *lock(&generation.entries));
+        if !entries.is_empty() {
+            let ids: Vec<ContentId> = entries.iter().map(|entry| entry.id).collect();
+            let written = self
+                .shared
+                .repo
+                .write_index(entries, &generation.session_id)
+                .map_err(|error| self.shared.fail(error))?;
+            self.shared.counters.uploaded_bytes.fetch_add(written, Ordering::Relaxed);
+            let mut pending = lock(&self.shared.pending);
+            for id in ids {
+                pending.remove(&id);
+            }
+        }
+        generation.remove_marker(&self.shared.repo).map_err(|error| self.shared.fail(error))
+    }
+
+    fn write_queued_manifests(&self) -> Result<(), WriteError> {
+        let queued = std::mem::take(&mut *lock(&self.manifests));
+        if queued.is_empty() {
+            return Ok(());
+        }
+        let payload = build_entries(&queued);
+        let id = self.shared.repo.content_id(&payload, Some(MANIFEST_PREFIX));
+        let _gate = self.gate.read().expect("no panic while held");
+        lock(&self.shared.pending).insert(id);
+        let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
+        let compression = Some(CompressionId::ZSTD_FASTEST);
+        let stored = self.store(id, &payload, compression, None, &mut scratch);
+        lock(&self.scratch).push(scratch);
+        match stored.map_err(|error| self.shared.fail(error))? {
+            (_, Some(full)) => self.send(full),
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> SessionStats {
+        let counters = &self.shared.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SessionStats {
+            new_contents: read(&counters.new_contents),
+            known_contents: read(&counters.known_contents),
+            data_bytes: read(&counters.data_bytes),
+            metadata_bytes: read(&counters.metadata_bytes),
+            uploaded_bytes: read(&counters.uploaded_bytes),
+        }
+    }
+
+    fn check_alive(&self) -> Result<(), WriteError> {
+        match &*lock(&self.shared.failure) {
+            Some((problem, kind)) => Err(WriteError::SessionFailed { problem: problem.clone(), kind: *kind }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for WriteSession {
+    fn drop(&mut self) {
+        self.uploads = None;
+        for thread in self.uploaders.drain(..) {
+            // A panic of an upload thread was already reported by its hook; there is nobody to tell here.
+            let _ = thread.join();
+        }
+        // Best effort: a marker that stays only delays the collection of its packs by four days.
+        let _ = lock(&self.generation).remove_marker(&self.shared.repo);
+    }
+}
+
+enum Claim {
+    Known,
+    New { superseded_at: Option<i64> },
+}
+
+impl Shared {
+    fn fail(&self, error: WriteError) -> WriteError {
+        lock(&self.failure).get_or_insert_with(|| {
+            let mut problem = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                problem = format!("{problem}: {error}");
+                cause = error.source();
+            }
+            (problem, error.storage_kind())
+        });
+        error
+    }
+
+    fn upload(&self, ClosedPack { mut pack }: ClosedPack) {
+        let generation = pack.generation.clone();
+        // After a failure nothing more is sent: no index will ever name it.
+        if lock(&self.failure).is_none() {
+            match self.put_pack(&mut pack) {
+                Ok(()) => lock(&generation.entries).append(&mut pack.entries),
+                Err(error) => drop(self.fail(error)),
+            }
+        }
+        lock(&self.pack_buffers).push(pack.bytes);
+        let mut outstanding = lock(&generation.uploads_outstanding);
+        *outstanding -= 1;
+        if *outstanding == 0 {
+            generation.uploads_done.notify_all();
+        }
+    }
+
+    fn put_pack(&self, pack: &mut OpenPack) -> Result<(), WriteError> {
+        let marker_bytes = pack.generation.write_marker(&self.repo)?;
+        pack::finish(
+            &mut pack.bytes,
+            &mut pack.entries,
+            self.repo.index_version(),
+            self.repo.hasher(),
+            self.repo.cipher(),
+        )
+        .map_err(|error| ReadError::damaged(format!("the local index of pack {}", pack.id), error))?;
+        self.repo
+            .blobs()
+            .put(&pack.id, &[&pack.bytes], self.repo.now())
+            .map_err(WriteError::storage(format!("pack {}", pack.id)))?;
+        self.counters.uploaded_bytes.fetch_add(pack.bytes.len() as u64 + marker_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Generation {
+    fn new(repo: &Repository) -> Self {
+        Self {
+            session_id: pack::new_session_id(repo.timestamp()),
+            started: repo.now(),
+            marker: Mutex::default(),
+            entries: Mutex::default(),
+            entry_count: AtomicU64::new(0),
+            uploads_outstanding: Mutex::new(0),
+            uploads_done: Condvar::new(),
+        }
+    }
+
+    fn wait_for_uploads(&self) {
+        let outstanding = lock(&self.uploads_outstanding);
+        drop(self.uploads_done.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
+    }
+
+    /// Writes the session marker before the first pack (spec 3.10), and looks at the storage's clock on it. Returns
+    /// the bytes written.
+    fn write_marker(&self, repo: &Repository) -> Result<u64, WriteError> {
+        let mut marker = lock(&self.marker);
+        if marker.is_some() {
+            return Ok(0);
+        }
+        let now = repo.timestamp();
+        let json = SessionMarker {
+            id: self.session_id.clone(),
+            start_time: now,
+            checkpoint_time: now,
+            username: repo.username().to_owned(),
+            hostname: repo.hostname().to_owned(),
+        }
+        .to_json();
+        let (name, sealed) = repo.seal_blob("s", &json, Some(&self.session_id));
+        let what = format!("session marker {name}");
+        repo.blobs().put(&name, &[&sealed], repo.now()).map_err(WriteError::storage(what.clone()))?;
+        *marker = Some(name.clone());
+        let stored = repo.blobs().head(&name).map_err(WriteError::storage(what))?.modified;
+        let now = repo.now();
+        let (skew, direction) = match now.duration_since(stored) {
+            Ok(ahead) => (ahead, "ahead"),
+            Err(behind) => (behind.duration(), "behind"),
+        };
+        if skew > MAX_CLOCK_SKEW {
+            return Err(WriteError::ClockSkew { seconds: skew.as_secs(), direction });
+        }
+        Ok(sealed.len() as u64)
+    }
+
+    fn remove_marker(&self, repo: &Repository) -> Result<(), WriteError> {
+        match lock(&self.marker).take() {
+            Some(name) => repo.blobs().delete(&name).map_err(WriteError::storage(format!("removal of marker {name}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl OpenPack {
+    /// From here on a flush waits for this pack's upload.
+    fn close(self) -> ClosedPack {
+        *lock(&self.generation.uploads_outstanding) += 1;
+        ClosedPack { pack: self }
+    }
+}
+
+pub(crate) fn unix_seconds(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => after.as_secs() as i64,
+        Err(_) => 0,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic while held")
+}
