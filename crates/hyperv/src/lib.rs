@@ -1,1 +1,89 @@
-//! (in the making)
+//! Hyper-V, as a backup of its virtual machines needs it.
+//!
+//! A backup freezes a VM's disks with a *recovery checkpoint*, reads the frozen files, and turns the checkpoint into a
+//! *reference point*, from which the next backup asks what changed:
+//!
+//! ```text
+//! Host::new(seam) ── probe ── find_vm ── create_recovery_checkpoint ── open_config_files, capture_…_definition
+//!                                              │
+//!        per disk: open_frozen ── changed_ranges(id of the last backup) ── read ── drop
+//!                                              │
+//!                     convert_to_reference_point ── wait_for_merge ── destroy_reference_point(the last one)
+//! ```
+//!
+//! ```no_run
+//! use hyperv::{CheckpointRequest, Consistency, Host, seam::Seam};
+//!
+//! /// What changed on every disk of a VM since the ids of the last backup.
+//! fn changed(seam: Seam, vm: &str, last_ids: &[&str]) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+//!     let host = Host::new(seam);
+//!     let vm = host.find_vm(vm)?;
+//!     let request = CheckpointRequest::new(Consistency::Application, "changes-1");
+//!     let checkpoint = host.create_recovery_checkpoint(&vm, &request)?;
+//!     let mut changed = Vec::new();
+//!     for (disk, last_id) in checkpoint.disks.iter().zip(last_ids) {
+//!         let frozen = host.open_frozen(disk)?;
+//!         let ranges = frozen.changed_ranges(last_id)?;
+//!         changed.push(ranges.iter().map(|range| range.end - range.start).sum());
+//!     }
+//!     // No handle is open any more. A backup would convert the checkpoint to a reference point here.
+//!     host.destroy_checkpoint(&checkpoint.path)?;
+//!     Ok(changed)
+//! }
+//! ```
+//!
+//! Which class, which property, which method, in which order, and what each error means is decided here, and compiled
+//! and tested on every platform. What touches the operating system is behind [`seam`]: WMI queries and calls,
+//! `virtdisk.dll`, plain files, and the clock.
+//!
+//! Left out: when to back up, what to keep, whether to fall back from application to crash consistency, which foreign
+//! checkpoints to spare, and every journal and lock. A caller holds one lock per VM around everything that changes it.
+//!
+//! Read `host.rs`, then `inventory.rs`, `checkpoint.rs`, `frozen.rs` and `reference_point.rs`; `job.rs` is how
+//! every method call ends. Source of all facts: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references; "spec" in
+//! comments is the project's digest of them, `hyperv.md`.
+
+pub mod seam;
+
+pub mod cim_xml;
+pub mod wql;
+
+mod error;
+mod names;
+
+mod host;
+mod job;
+
+mod devices;
+mod disk_file;
+mod guest;
+mod inventory;
+
+mod checkpoint;
+mod checkpoint_list;
+mod config_file;
+mod definition;
+
+mod changes;
+mod frozen;
+
+mod merge;
+mod reference_point;
+
+pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
+pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FrozenDisk, GuestBackup};
+pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
+pub use config_file::ConfigFile;
+pub use definition::{DefinedDisk, Definition, DefinitionHost, DefinitionSummary, Setting, TypedValue};
+pub use disk_file::DiskFormat;
+pub use error::{CreateError, Error, ErrorKind, JobFailure};
+pub use frozen::{ChainMember, FrozenReader};
+pub use guest::{Guest, GuestFamily};
+pub use host::{Host, HostFacts, ProbeError};
+pub use inventory::{
+    ExcludedDisk, Exclusion, FindError, Operation, TrackingSupport, UnreadableDisk, Vm, VmDisk, VmState, VssReadiness,
+};
+pub use job::{Cancel, JobLimits};
+pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};
+pub use names::{ControllerKind, DiskSlot, VmId, file_name, slot_part};
+pub use reference_point::{Conversion, DiskTracking, ReferencePoint, TrackingDefect};
