@@ -1,0 +1,285 @@
+//! Checkpoints and reference points: the work that the snapshot services do.
+//!
+//! Every function here is the whole of one operation, at one instant, under the host's lock. What the host refuses comes
+//! back as a [`Failure`], which becomes the end of a job or a return value. The last commit is the caller's, so that the
+//! work and the end of its job become visible in one step.
+
+use std::fs;
+
+use crate::disks;
+use crate::error::LabError;
+use crate::guest::SplitMix;
+use crate::host::Tx;
+use crate::merge;
+use crate::paths::WinPath;
+use crate::state::{
+    Checkpoint, CheckpointKind, DiskSlot, FileOp, Marker, Object, PendingMerge, Power, ReferencePoint, VssBehaviour,
+    new_guid,
+};
+use crate::tracking::{self, Record};
+
+/// Less than this, and the host refuses to make checkpoint files.
+const NEEDED_FREE_BYTES: u64 = 16 << 20;
+
+/// The host could not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// `Job.ErrorCode`, or the method's return value.
+    pub(crate) code: u16,
+    pub(crate) description: String,
+}
+
+impl Failure {
+    fn new(code: u16, description: impl Into<String>) -> Self {
+        Self { code, description: description.into() }
+    }
+}
+
+/// Freezes all disks of a VM at this instant; it goes on in new children.
+pub(crate) fn create(
+    tx: &mut Tx<'_>,
+    vm_id: &str,
+    kind: CheckpointKind,
+    consistency_level: u8,
+) -> Result<Result<Object, Failure>, LabError> {
+    let Some(vm) = tx.vm(vm_id).cloned() else { return Ok(Err(Failure::new(32777, "The VM is gone."))) };
+    if let Some(failure) = guest_refusal(vm.power, vm.vss, kind, consistency_level) {
+        return Ok(Err(failure));
+    }
+    if tx.options.free_bytes < NEEDED_FREE_BYTES {
+        return Ok(Err(Failure::new(32768, "There is not enough space on the disk. (0x80070070)")));
+    }
+    let frozen: Vec<DiskSlot> = vm.active.disks.iter().filter(|disk| !disk.shared).cloned().collect();
+    for disk in &frozen {
+        if !tx.store.file(&disk.file)?.is_file() {
+            let text = format!(
+                "Cannot create the storage required for the checkpoint using disk {}: The system cannot \
+                                find the file specified. (0x80070002)",
+                disk.file.as_str()
+            );
+            return Ok(Err(Failure::new(32768, text)));
+        }
+    }
+
+    let id = new_guid();
+    let tracked = kind == CheckpointKind::Recovery && vm.supports_tracking();
+    let mut planned = Vec::new();
+    let mut undo: Vec<FileOp> = config_files(&vm.folder, &id).map(FileOp::Delete).into();
+    for disk in &frozen {
+        let child = disk.file.folder().join(&format!("{}_{}.avhdx", disk.stem, new_guid()));
+        undo.push(FileOp::Delete(child.clone()));
+        undo.extend(tracking::companions(&child).map(FileOp::Delete));
+        // A disk that is not tracked yet begins to be, with this instant as the first that has a name.
+        let was_tracked = tx.is_tracked(&disk.file);
+        let record = match was_tracked {
+            true => Some(tracking::load(tx.store, &disk.file)?.unwrap_or_else(Record::new)),
+            false => tracked.then(Record::new),
+        };
+        let marked = record.map(|mut record| {
+            let marker = tracked.then(|| record.add_marker());
+            (record, marker)
+        });
+        if let Some((_, Some(marker))) = &marked {
+            undo.push(FileOp::DropMarker { disk: disk.file.clone(), id: marker.clone() });
+        }
+        planned.push((disk.clone(), child, marked));
+    }
+    tx.intend(undo)?;
+
+    for (disk, child, marked) in &planned {
+        tx.store.before_write()?;
+        if let Err(e) = disks::create_child(tx.store, child, &disk.file) {
+            if matches!(e, LabError::Crashed(_)) {
+                return Err(e);
+            }
+            tx.take_back()?;
+            let text = format!("Failed to create the storage for the checkpoint: {e}. (0xC03A0019)");
+            return Ok(Err(Failure::new(32768, text)));
+        }
+        if let Some((record, _)) = marked {
+            tracking::save(tx.store, &disk.file, record)?;
+            tracking::save(tx.store, child, &record.child())?;
+        }
+    }
+    write_config_files(tx, &vm.folder, &id)?;
+
+    let created_ms = tx.now_ms;
+    let parent =
+        vm.checkpoints.iter().rev().find(|other| other.kind == CheckpointKind::User).map(|other| other.id.clone());
+    let mut config = vm.active.clone();
+    config.disks = frozen;
+    config.name = format!("{} - Backup - ({})", vm.active.name, crate::builder::datetime(created_ms));
+    let mut markers = Vec::new();
+    tx.fulfil();
+    let state = tx.edit();
+    for (disk, child, marked) in planned {
+        if let Some((_, marker)) = marked {
+            state.tracked.push(child.clone());
+            if !state.tracked.contains(&disk.file) {
+                state.tracked.push(disk.file.clone());
+            }
+            markers.extend(marker.map(|id| Marker { slot: disk.slot, id }));
+        }
+        let slots = &mut state.vm_mut(&vm.id).active.disks;
+        let slot = slots.iter_mut().find(|other| other.slot == disk.slot).expect("the slot was just copied from here");
+        slot.file = child;
+    }
+    let checkpoint = Checkpoint { id: id.clone(), kind, parent, created_ms, consistency_level, config, markers };
+    let changed = state.vm_mut(&vm.id);
+    changed.checkpoints.push(checkpoint);
+    changed.config_changed_ms = created_ms;
+    Ok(Ok(Object::Checkpoint { id }))
+}
+
+/// Why the guest cannot take part, if it cannot. Only level 1 of a running VM asks it.
+fn guest_refusal(power: Power, vss: VssBehaviour, kind: CheckpointKind, consistency_level: u8) -> Option<Failure> {
+    if kind == CheckpointKind::User || consistency_level != 1 {
+        return None;
+    }
+    let text = match (power, vss) {
+        (Power::Running, VssBehaviour::Works) => return None,
+        (Power::Running, VssBehaviour::WriterFails) => {
+            "The writer experienced a non-transient error. If the backup process is retried, the error is likely to \
+             reoccur. (0x800423F4)"
+        }
+        (Power::Running, VssBehaviour::Disabled) => {
+            "The integration component for volume shadow copies is not available in the guest. (0x80042306)"
+        }
+        // Whether a real host accepts level 1 for a stopped VM is not known: the stricter answer.
+        _ => "The guest operating system is not running. (0x80042306)",
+    };
+    Some(Failure::new(32768, text))
+}
+
+/// Removes a checkpoint; its frozen files take back what was written since.
+pub(crate) fn destroy(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, LabError> {
+    let Some((vm_id, checkpoint)) = find(tx, id) else { return Ok(Err(gone())) };
+    let dropped = (checkpoint.markers.iter())
+        .filter_map(|marker| {
+            let disk = checkpoint.config.disks.iter().find(|disk| disk.slot == marker.slot)?;
+            Some(FileOp::DropMarker { disk: disk.file.clone(), id: marker.id.clone() })
+        })
+        .collect();
+    remove(tx, &vm_id, &checkpoint, dropped);
+    Ok(Ok(()))
+}
+
+/// Turns a recovery checkpoint into a reference point: its ids last, its frozen files do not.
+pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failure>, LabError> {
+    let Some((vm_id, checkpoint)) = find(tx, id) else { return Ok(Err(gone())) };
+    for disk in &checkpoint.config.disks {
+        if tx.store.is_held(&disk.file)? {
+            let text = format!(
+                "Failed to convert the checkpoint: {}: The process cannot access the file because it is \
+                                being used by another process. (0x80070020)",
+                disk.file.as_str()
+            );
+            return Ok(Err(Failure::new(32774, text)));
+        }
+    }
+    let point = ReferencePoint {
+        id: new_guid(),
+        consistency_level: checkpoint.consistency_level,
+        markers: checkpoint.markers.clone(),
+        controller: checkpoint.config.controller.clone(),
+    };
+    let result = Object::ReferencePoint { id: point.id.clone() };
+    tx.edit().vm_mut(&vm_id).reference_points.push(point);
+    remove(tx, &vm_id, &checkpoint, Vec::new());
+    Ok(Ok(result))
+}
+
+/// Removes a reference point. Its ids stop answering, unless another one names them or the host keeps them.
+pub(crate) fn destroy_reference_point(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, LabError> {
+    let Some((vm, point)) = tx.reference_point(id) else { return Ok(Err(gone())) };
+    let (vm, point) = (vm.clone(), point.clone());
+    let mut dropped = Vec::new();
+    if tx.options.marker_retention == crate::options::MarkerRetention::DropAtOnce {
+        let named_elsewhere = |id: &str| {
+            let points =
+                vm.reference_points.iter().filter(|other| other.id != point.id).flat_map(|other| &other.markers);
+            let checkpoints = vm.checkpoints.iter().flat_map(|checkpoint| &checkpoint.markers);
+            points.chain(checkpoints).any(|marker| marker.id == id)
+        };
+        for marker in point.markers.iter().filter(|marker| !named_elsewhere(&marker.id)) {
+            let Some(disk) = vm.active.disks.iter().find(|disk| disk.slot == marker.slot) else { continue };
+            // Wherever in the chain the id is: dropping it where it is not changes nothing.
+            let Ok(chain) = disks::open_chain(tx.store, &disk.file)? else { continue };
+            for file in disks::chain_paths(tx.store, &chain) {
+                dropped.push(FileOp::DropMarker { disk: file, id: marker.id.clone() });
+            }
+        }
+    }
+    let state = tx.edit();
+    state.vm_mut(&vm.id).reference_points.retain(|other| other.id != point.id);
+    state.redo.extend(dropped);
+    Ok(Ok(()))
+}
+
+fn find(tx: &Tx<'_>, id: &str) -> Option<(String, Checkpoint)> {
+    tx.checkpoint(id).map(|(vm, checkpoint)| (vm.id.clone(), checkpoint.clone()))
+}
+
+fn gone() -> Failure {
+    Failure::new(32789, "The object was not found. (0x80041002)")
+}
+
+/// Takes a checkpoint out of its VM and starts the merges.
+fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<FileOp>) {
+    let now_ms = tx.now_ms;
+    let due_ms = now_ms.saturating_add(tx.options.merge_ms);
+    let state = tx.edit();
+    let vm = state.vm_mut(vm_id);
+    let index = vm.checkpoints.iter().position(|other| other.id == checkpoint.id).unwrap_or(vm.checkpoints.len());
+    vm.checkpoints.retain(|other| other.id != checkpoint.id);
+    vm.config_changed_ms = now_ms;
+    for other in &mut vm.checkpoints {
+        if other.parent.as_deref() == Some(checkpoint.id.as_str()) {
+            other.parent.clone_from(&checkpoint.parent);
+        }
+    }
+    let config_files = config_files(&vm.folder, &checkpoint.id).map(FileOp::Delete);
+    // The child of a frozen file is what the next checkpoint froze, or the leaf.
+    let mut merges = Vec::new();
+    for disk in &checkpoint.config.disks {
+        let later = vm.checkpoints[index.min(vm.checkpoints.len())..].iter().map(|other| &other.config);
+        let mut disks = later.chain([&vm.active]).flat_map(|config| &config.disks);
+        let child = disks.find(|other| other.slot == disk.slot && other.file != disk.file);
+        merges.extend(child.map(|child| PendingMerge {
+            vm: vm_id.to_owned(),
+            slot: disk.slot,
+            child: child.file.clone(),
+            parent: disk.file.clone(),
+            due_ms,
+            blocked: false,
+        }));
+    }
+    state.redo.extend(file_ops);
+    state.redo.extend(config_files);
+    merge::schedule(tx, merges);
+}
+
+/// `Snapshots\<GUID>.vmcx`, `.vmrs`, `.vmgs`.
+pub(crate) fn config_files(folder: &WinPath, id: &str) -> [WinPath; 3] {
+    ["vmcx", "vmrs", "vmgs"].map(|extension| folder.join("Snapshots").join(&format!("{id}.{extension}")))
+}
+
+fn write_config_files(tx: &Tx<'_>, folder: &WinPath, id: &str) -> Result<(), LabError> {
+    for (index, path) in config_files(folder, id).into_iter().enumerate() {
+        write_opaque(tx, &path, index as u64)?;
+    }
+    Ok(())
+}
+
+/// A file of the size and look of a configuration file, whose content only its name determines.
+pub(crate) fn write_opaque(tx: &Tx<'_>, path: &WinPath, kind: u64) -> Result<(), LabError> {
+    const SIZES_BYTES: [usize; 3] = [40 << 10, 32 << 10, 128 << 10];
+    let seed = path.file_name().bytes().fold(kind, |seed, byte| SplitMix::new(seed ^ u64::from(byte)).next());
+    let mut content = vec![0; SIZES_BYTES[kind as usize % SIZES_BYTES.len()]];
+    SplitMix::new(seed).fill(&mut content);
+    content[..4].copy_from_slice(&[1, 0, 0, 0]);
+    content[8..12].copy_from_slice(&[0, 4, 0, 0]);
+    let file = tx.store.file(path)?;
+    tx.store.before_write()?;
+    fs::write(&file, content).map_err(LabError::io("write", file))
+}

@@ -1,0 +1,95 @@
+//! Plain files of the host.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hyperv::seam::{FileFacts, HostFile, HostFiles};
+use vhdx::ReadAt;
+
+use crate::error::LabError;
+use crate::host::LabHost;
+use crate::paths::WinPath;
+use crate::provider::describe;
+use crate::store::file_number;
+use crate::virt_disk::check_openable;
+
+/// [`HostFiles`] of a [`LabHost`].
+pub(crate) struct LabFiles {
+    host: Arc<LabHost>,
+}
+
+impl LabFiles {
+    pub(crate) fn new(host: Arc<LabHost>) -> Self {
+        Self { host }
+    }
+
+    fn existing(&self, path: &WinPath) -> io::Result<PathBuf> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.as_str()));
+        path.in_sandbox(self.host.store.root()).filter(|file| file.is_file()).ok_or_else(missing)
+    }
+}
+
+impl HostFiles for LabFiles {
+    fn open_read(&self, path: &str) -> io::Result<HostFile> {
+        let path = WinPath::new(path);
+        let opened = self.host.transact(|tx| {
+            if check_openable(tx, &path).is_err() {
+                let text = format!("{} is open for writing (0x80070020)", path.as_str());
+                return Ok(Err(io::Error::new(io::ErrorKind::ResourceBusy, text)));
+            }
+            let file = match self.existing(&path).and_then(File::open) {
+                Ok(file) => file,
+                Err(e) => return Ok(Err(e)),
+            };
+            Ok(Ok(SharedFile { file, _held: tx.store.hold_handle(&path)? }))
+        });
+        Ok(Box::new(opened.map_err(broken)??))
+    }
+
+    fn facts(&self, path: &str) -> io::Result<FileFacts> {
+        let path = WinPath::new(path);
+        // In a call of the host, so that what is due happens first, as it does for everybody who looks.
+        let facts = self.host.transact(|_| Ok(self.existing(&path).and_then(fs::metadata))).map_err(broken)??;
+        Ok(FileFacts {
+            len_bytes: facts.len(),
+            file_id: file_number(&facts).to_string(),
+            created: facts.created().ok(),
+            modified: facts.modified()?,
+        })
+    }
+
+    fn free_bytes(&self, path: &str) -> io::Result<u64> {
+        let is_here = WinPath::new(path).in_sandbox(self.host.store.root()).is_some();
+        if !is_here {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no volume for {path}")));
+        }
+        self.host.transact(|tx| Ok(tx.options.free_bytes)).map_err(broken)
+    }
+}
+
+fn broken(error: LabError) -> io::Error {
+    io::Error::other(describe(&error))
+}
+
+/// An open file that counts as a handle to it.
+struct SharedFile {
+    file: File,
+    _held: File,
+}
+
+impl ReadAt for SharedFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        ReadAt::read_exact_at(&self.file, buf, offset_bytes)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.file.len_bytes()
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        self.file.next_data(range)
+    }
+}

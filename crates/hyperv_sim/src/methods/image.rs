@@ -1,0 +1,119 @@
+//! The image management service: virtual disk files as `vmms` sees them.
+
+use hyperv::seam::{CimType, CimValue, MethodOutput};
+use vhdx::{DiskKind, FileFormat, VirtualDisk as _};
+
+use super::{FILE_NOT_FOUND, answer, answer_with};
+use crate::builder::Builder;
+use crate::disks;
+use crate::embedded;
+use crate::error::LabError;
+use crate::host::Tx;
+use crate::paths::WinPath;
+use crate::provider::Inputs;
+use crate::tracking;
+use crate::virt_disk::{changed_page, check_openable};
+
+/// Ranges that one answer holds at most.
+const MAX_RANGES: usize = 256;
+
+/// `GetVirtualHardDiskSettingData`; it works while the VM runs.
+pub(super) fn setting_data(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    let disk = match open(tx, inputs)? {
+        Ok(disk) => disk,
+        Err(code) => return Ok(answer(code)),
+    };
+    let info = disks::leaf_info(&disk);
+    let chain = disks::chain_paths(tx.store, &disk);
+    let kind = match info.kind {
+        DiskKind::Fixed => 2,
+        DiskKind::Dynamic => 3,
+        DiskKind::Differencing => 4,
+    };
+    let path = chain.first().map_or("", WinPath::as_str);
+    let mut builder = Builder::embedded("Msvm_VirtualHardDiskSettingData")
+        .text("InstanceID", path)
+        .text("ElementName", path)
+        .number("Type", kind)
+        .number("Format", if info.format == FileFormat::Vhd { 2 } else { 3 })
+        .text("Path", path)
+        .number("MaxInternalSize", disk.geometry().size_bytes)
+        .number("BlockSize", info.block_bytes.into())
+        .number("LogicalSectorSize", disk.geometry().logical_sector_bytes.into())
+        .number("PhysicalSectorSize", disk.geometry().physical_sector_bytes.into())
+        .text("VirtualDiskId", &info.virtual_disk_id.to_string().to_uppercase())
+        .flag("IsPmemCompatible", false)
+        .number("PmemAddressAbstractionType", 0);
+    if let (Some(parent), Some(locator)) = (chain.get(1), &info.parent) {
+        builder = builder
+            .text("ParentPath", parent.as_str())
+            .text("ParentIdentifier", &locator.parent_linkage.braced().to_uppercase());
+    }
+    let text = CimValue::String(embedded::format(&builder.build()));
+    Ok(answer_with(0, vec![("SettingData", text)]))
+}
+
+/// `GetVirtualHardDiskState`.
+pub(super) fn state(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    let disk = match open(tx, inputs)? {
+        Ok(disk) => disk,
+        Err(code) => return Ok(answer(code)),
+    };
+    let info = disks::leaf_info(&disk);
+    let state = Builder::embedded("Msvm_VirtualHardDiskState")
+        .text("InstanceID", inputs.text("Path"))
+        .number("FileSize", info.file_len_bytes)
+        .flag("InUse", false)
+        .number("PhysicalSectorSize", disk.geometry().physical_sector_bytes.into())
+        .number("Alignment", 1)
+        .number("FragmentationPercentage", 0)
+        .date("Timestamp", tx.now_ms)
+        .build();
+    Ok(answer_with(0, vec![("State", CimValue::String(embedded::format(&state)))]))
+}
+
+/// `GetVirtualDiskChanges`: the same answer as `QueryChangesVirtualDisk`, with its error as the return value.
+pub(super) fn changes(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    if !inputs.text("TargetSnapshotId").is_empty() {
+        return Ok(answer(super::NOT_SUPPORTED));
+    }
+    let disk = match open(tx, inputs)? {
+        Ok(disk) => disk,
+        Err(code) => return Ok(answer(code)),
+    };
+    if let Err(code) = check_openable(tx, &WinPath::new(inputs.text("Path"))) {
+        return Ok(answer(code));
+    }
+    let chain = disks::chain_paths(tx.store, &disk);
+    let changes = match tracking::changes_since(tx.store, tx, &chain, inputs.text("LimitId"))? {
+        Ok(changes) => changes,
+        Err(code) => return Ok(answer(code)),
+    };
+    let (offset, len) = (inputs.number("ByteOffset"), inputs.number("ByteLength"));
+    let Some(page) = changed_page(&changes, disk.geometry().size_bytes, offset, len, MAX_RANGES) else {
+        return Ok(answer(super::INVALID_PARAMETER));
+    };
+    let numbers =
+        |values: Vec<u64>| CimValue::Array(CimType::Uint64, values.into_iter().map(CimValue::Uint64).collect());
+    Ok(answer_with(
+        0,
+        vec![
+            ("ProcessedByteLength", CimValue::Uint64(page.processed_bytes)),
+            ("ChangedByteOffsets", numbers(page.ranges.iter().map(|range| range.offset_bytes).collect())),
+            ("ChangedByteLengths", numbers(page.ranges.iter().map(|range| range.len_bytes).collect())),
+        ],
+    ))
+}
+
+/// The disk that `Path` names, or the value to return.
+fn open(tx: &Tx<'_>, inputs: &Inputs) -> Result<Result<vhdx::OpenedDisk, u32>, LabError> {
+    let path = WinPath::new(inputs.text("Path"));
+    let exists = path.in_sandbox(tx.store.root()).is_some_and(|file| file.is_file());
+    if !exists {
+        return Ok(Err(FILE_NOT_FOUND));
+    }
+    Ok(disks::open_chain(tx.store, &path)?.map_err(|error| match error.kind() {
+        vhdx::OpenErrorKind::Missing => FILE_NOT_FOUND,
+        _ => 32768,
+    }))
+}

@@ -1,0 +1,95 @@
+//! How a host behaves where real ones differ, or where a test wants another pace.
+
+use serde::{Deserialize, Serialize};
+
+/// Behaviour of a host. Kept in `host.json`, so that every process that opens the host sees the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabOptions {
+    /// Computer name: the host part of object paths.
+    pub host_name: String,
+    /// Whose time passes.
+    pub clock: ClockKind,
+    /// How methods that may start a job answer.
+    pub jobs: JobStyle,
+    /// Whether `Resulting…` outputs are filled when a method answers 0.
+    pub reference_outputs: ReferenceOutputs,
+    /// What becomes of a change tracking marker when its reference point is destroyed.
+    pub marker_retention: MarkerRetention,
+    /// From a call to the end of its job.
+    pub job_ms: u64,
+    /// From the end of a checkpoint to the end of its merge.
+    pub merge_ms: u64,
+    /// Wait before a merge that found a file in use is tried again.
+    pub merge_retry_ms: u64,
+    /// How long a finished job can still be read.
+    pub job_retention_ms: u64,
+    /// Change tracking rounds outward to multiples of this many bytes; a power of two, at least 512.
+    pub granularity_bytes: u64,
+    /// A second recovery checkpoint on one VM is accepted; else `CreateSnapshot` answers 32775.
+    pub allow_second_recovery_checkpoint: bool,
+    /// Bytes that the volume says it can still take.
+    pub free_bytes: u64,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self {
+            host_name: "LABHOST".into(),
+            clock: ClockKind::Virtual,
+            jobs: JobStyle::ByJob,
+            reference_outputs: ReferenceOutputs::Filled,
+            marker_retention: MarkerRetention::DropAtOnce,
+            job_ms: 2_000,
+            merge_ms: 4_000,
+            merge_retry_ms: 30_000,
+            job_retention_ms: 300_000,
+            granularity_bytes: 64 << 10,
+            allow_second_recovery_checkpoint: false,
+            free_bytes: 1 << 40,
+        }
+    }
+}
+
+impl LabOptions {
+    /// Real time, with jobs and merges of tens of milliseconds: for programs that run as processes of their own.
+    pub fn real_time() -> Self {
+        Self { clock: ClockKind::System, job_ms: 30, merge_ms: 60, merge_retry_ms: 200, ..Self::default() }
+    }
+}
+
+/// Whose time passes on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClockKind {
+    /// A [`VirtualClock`](crate::VirtualClock): only sleeping moves it.
+    Virtual,
+    /// The machine's.
+    System,
+}
+
+/// How methods that may start a job answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobStyle {
+    /// 4096, and the work is done when the job's time has come.
+    ByJob,
+    /// Done when the call returns, with 0.
+    Synchronous,
+}
+
+/// Whether `Resulting…` outputs are filled when a method answers 0. With 4096 they are always null.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReferenceOutputs {
+    /// Filled, as on Server 2016 to 2022.
+    Filled,
+    /// Null, and reference points have the short `InstanceID`, as on Server 2025.
+    Null2025,
+}
+
+/// What becomes of a change tracking marker when its reference point is destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MarkerRetention {
+    /// Its id no longer answers.
+    DropAtOnce,
+    /// Its id answers for ever.
+    Keep,
+}
