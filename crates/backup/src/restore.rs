@@ -1,0 +1,359 @@
+//! A disk of a point to a file or a block device: in parallel, and with holes where the disk has zeroes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::RecvTimeoutError;
+use kopia_repo::ContentId;
+use vhdx::WriteAt;
+
+use crate::disk_object::DiskObject;
+use crate::observer::{Event, Observer};
+use crate::state::sync_folder_of;
+use crate::{BackupError, Cancel};
+
+/// Segments per message to the writers.
+const BATCH: usize = 16;
+/// The target is flushed while it is written, whenever this much is new: the volume works from the beginning, and the
+/// flush at the end finds little left.
+const FLUSH_BYTES: u64 = 256 << 20;
+const FLUSH_POLL: Duration = Duration::from_millis(50);
+
+/// What the target file is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetFormat {
+    /// The dynamic VHDX that is stored, byte for byte.
+    Vhdx,
+    /// The disk as its guest sees it.
+    Raw,
+}
+
+/// What a restore did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Bytes written; the rest of the file is holes.
+    pub written_bytes: u64,
+    /// Length of the target.
+    pub len_bytes: u64,
+}
+
+/// A segment and where it goes.
+#[derive(Clone, Copy)]
+struct Task {
+    /// `None` is zeroes, which only a block device needs written.
+    content: Option<ContentId>,
+    offset_bytes: u64,
+    /// Less than a segment at the end of a raw disk.
+    len_bytes: u64,
+}
+
+/// Restores a disk to `target`. A file appears under its name only when it is complete and durable; a file that is
+/// there already is refused unless `overwrite`. A block device must be at least as large as the disk.
+pub fn restore_disk(
+    disk: &DiskObject,
+    target: &Path,
+    format: TargetFormat,
+    overwrite: bool,
+    label: &str,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<RestoreReport, BackupError> {
+    let len_bytes = match format {
+        TargetFormat::Vhdx => disk.len_bytes(),
+        TargetFormat::Raw => disk.layout().geometry().size_bytes(),
+    };
+    let stored_bytes = count_stored(disk, format)?;
+    let output = Output::open(target, format, len_bytes, stored_bytes, overwrite)?;
+    let total_bytes = if output.device { len_bytes } else { stored_bytes };
+    observer.event(Event::Started { subject: label, total_bytes, what: "restore" });
+    let written = copy(disk, format, &output, label, observer, cancel);
+    observer.event(Event::Finished { subject: label });
+    let written_bytes = match written {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            output.discard();
+            return Err(error);
+        }
+    };
+    output.complete()?;
+    Ok(RestoreReport { written_bytes, len_bytes })
+}
+
+fn copy(
+    disk: &DiskObject,
+    format: TargetFormat,
+    output: &Output,
+    label: &str,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<u64, BackupError> {
+    let writers = (2 * std::thread::available_parallelism().map_or(2, |count| count.get())).max(4);
+    let failed = AtomicBool::new(false);
+    let error: Mutex<Option<BackupError>> = Mutex::default();
+    let fail = |one: BackupError| {
+        error.lock().expect("no panic while held").get_or_insert(one);
+        failed.store(true, Ordering::Relaxed);
+    };
+    let written = AtomicU64::new(0);
+    let (tasks_in, tasks) = crossbeam_channel::bounded::<Vec<Task>>(2 * writers);
+    let (writing, all_written) = crossbeam_channel::bounded::<()>(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut flushed = 0;
+            // Ends when the last writer has dropped its sender.
+            while let Err(RecvTimeoutError::Timeout) = all_written.recv_timeout(FLUSH_POLL) {
+                let now = written.load(Ordering::Relaxed);
+                if now - flushed >= FLUSH_BYTES && !failed.load(Ordering::Relaxed) {
+                    flushed = now;
+                    if let Err(source) = output.file.sync_data() {
+                        fail(output.failed(source));
+                    }
+                }
+            }
+        });
+        for _ in 0..writers {
+            let (tasks, writing) = (tasks.clone(), writing.clone());
+            let (fail, failed, written) = (&fail, &failed, &written);
+            scope.spawn(move || {
+                let _writing = writing;
+                let mut plaintext = Vec::new();
+                for batch in tasks {
+                    for task in batch {
+                        if failed.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        match write_segment(disk, output, task, &mut plaintext) {
+                            Ok(()) => {
+                                written.fetch_add(task.len_bytes, Ordering::Relaxed);
+                                observer.event(Event::Advanced { subject: label, bytes: task.len_bytes });
+                            }
+                            Err(error) => return fail(error),
+                        }
+                    }
+                }
+            });
+        }
+        drop((tasks, writing));
+        let mut batch = Vec::with_capacity(BATCH);
+        let sent = for_each_task(disk, format, output.device, &mut |task| {
+            if cancel.is_cancelled() {
+                return Err(BackupError::Cancelled);
+            }
+            batch.push(task);
+            if batch.len() == BATCH {
+                // Writers that are gone have left an error.
+                let _ = tasks_in.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+            }
+            Ok(!failed.load(Ordering::Relaxed))
+        });
+        match sent {
+            Ok(()) => drop(tasks_in.send(batch)),
+            Err(error) => fail(error),
+        }
+        drop(tasks_in);
+    });
+    match error.into_inner().expect("no panic while held") {
+        Some(error) => Err(error),
+        None => Ok(written.into_inner()),
+    }
+}
+
+fn write_segment(disk: &DiskObject, output: &Output, task: Task, plaintext: &mut Vec<u8>) -> Result<(), BackupError> {
+    match task.content {
+        Some(content) => disk.repository().read_content_into(&content, plaintext)?,
+        None => {
+            plaintext.clear();
+            plaintext.resize(task.len_bytes as usize, 0);
+        }
+    }
+    let bytes = plaintext.get(..task.len_bytes as usize).ok_or_else(|| BackupError::ReadBack {
+        problem: format!("a segment has {} bytes instead of {}", plaintext.len(), task.len_bytes),
+    })?;
+    output.file.write_all_at(bytes, task.offset_bytes).map_err(|source| output.failed(source))
+}
+
+/// Every segment that has to be written, in an order close to that of the packs. The visitor may end the walk.
+fn for_each_task(
+    disk: &DiskObject,
+    format: TargetFormat,
+    zeroes_too: bool,
+    visit: &mut dyn FnMut(Task) -> Result<bool, BackupError>,
+) -> Result<(), BackupError> {
+    let layout = disk.layout();
+    let size = layout.geometry().size_bytes();
+    let zero = disk.zero_content();
+    let mut number = 0;
+    for piece in 0..disk.object().pieces().len() {
+        for entry in disk.piece(piece)?.iter() {
+            let content = entry.object.content;
+            let task = match (format, layout.slot_of(number)) {
+                (TargetFormat::Vhdx, _) => {
+                    Some(Task { content: Some(content), offset_bytes: entry.start, len_bytes: entry.len })
+                }
+                (TargetFormat::Raw, None) => None,
+                (TargetFormat::Raw, Some((slot, part))) => {
+                    let block = disk.slots().block(slot).expect("the head was checked against the entries");
+                    let offset_bytes = layout.virtual_offset(block, part);
+                    let len_bytes = size.saturating_sub(offset_bytes).min(entry.len);
+                    (len_bytes > 0).then_some(Task { content: Some(content), offset_bytes, len_bytes })
+                }
+            };
+            number += 1;
+            // A hole reads as zeroes; a device keeps what it had.
+            let task = task.filter(|_| content != zero || zeroes_too);
+            if let Some(task) = task
+                && !visit(task)?
+            {
+                return Ok(());
+            }
+        }
+    }
+    if zeroes_too && format == TargetFormat::Raw {
+        for block in 0..layout.geometry().blocks() {
+            if disk.slots().slot(block).is_some() {
+                continue;
+            }
+            for part in 0..layout.segments_per_block() {
+                let offset_bytes = layout.virtual_offset(block, part);
+                let len_bytes = size.saturating_sub(offset_bytes).min(u64::from(layout.segment_bytes()));
+                if len_bytes > 0 && !visit(Task { content: None, offset_bytes, len_bytes })? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that a sparse target needs.
+fn count_stored(disk: &DiskObject, format: TargetFormat) -> Result<u64, BackupError> {
+    let mut bytes = 0;
+    for_each_task(disk, format, false, &mut |task| {
+        bytes += task.len_bytes;
+        Ok(true)
+    })?;
+    Ok(bytes)
+}
+
+struct Output {
+    file: File,
+    target: PathBuf,
+    /// Where it is written until it is complete; the target itself for a device.
+    working: PathBuf,
+    device: bool,
+}
+
+impl Output {
+    fn open(
+        target: &Path,
+        format: TargetFormat,
+        len_bytes: u64,
+        stored_bytes: u64,
+        overwrite: bool,
+    ) -> Result<Self, BackupError> {
+        let refuse = |problem: String| BackupError::TargetRefused { path: target.display().to_string(), problem };
+        let failed = |source| BackupError::Target { path: target.display().to_string(), source };
+        match std::fs::metadata(target) {
+            Ok(meta) if is_block_device(&meta) => {
+                if format == TargetFormat::Vhdx {
+                    return Err(refuse("a device takes the raw disk: use --format raw".into()));
+                }
+                if !overwrite {
+                    return Err(refuse("everything on the device would be lost: say --overwrite".into()));
+                }
+                let file = OpenOptions::new().read(true).write(true).open(target).map_err(failed)?;
+                let capacity = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
+                if capacity < len_bytes {
+                    return Err(refuse(format!("it has {capacity} bytes, the disk {len_bytes}")));
+                }
+                return Ok(Self { file, target: target.into(), working: target.into(), device: true });
+            }
+            Ok(meta) if !meta.is_file() => return Err(refuse("it is neither a file nor a block device".into())),
+            Ok(_) if !overwrite => return Err(refuse("it exists; say --overwrite, or choose another name".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let folder = match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        if let Some(free) = free_bytes(folder)
+            && free < stored_bytes
+        {
+            let problem = format!("{stored_bytes} bytes are needed, {free} are free; nothing was written");
+            let source = io::Error::new(io::ErrorKind::StorageFull, problem);
+            return Err(failed(source));
+        }
+        let mut name = target.file_name().ok_or_else(|| refuse("it has no file name".into()))?.to_owned();
+        name.push(".partial");
+        let working = target.with_file_name(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&working)
+            .map_err(|source| BackupError::Target { path: working.display().to_string(), source })?;
+        let output = Self { file, target: target.into(), working, device: false };
+        if let Err(error) = output.file.set_len(len_bytes) {
+            let error = output.failed(error);
+            output.discard();
+            return Err(error);
+        }
+        Ok(output)
+    }
+
+    fn failed(&self, source: io::Error) -> BackupError {
+        BackupError::Target { path: self.target.display().to_string(), source }
+    }
+
+    fn complete(self) -> Result<(), BackupError> {
+        let finished = self.file.sync_all().and_then(|()| {
+            if self.device {
+                return Ok(());
+            }
+            std::fs::rename(&self.working, &self.target)?;
+            sync_folder_of(&self.target)
+        });
+        finished.map_err(|source| {
+            let error = self.failed(source);
+            self.discard();
+            error
+        })
+    }
+
+    /// Leaves nothing that looks like a disk.
+    fn discard(&self) {
+        if !self.device {
+            // The error that led here is the one to report.
+            let _ = std::fs::remove_file(&self.working);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_block_device(meta: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_block_device(&meta.file_type())
+}
+
+#[cfg(not(unix))]
+fn is_block_device(_: &std::fs::Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Not asked: a full volume is then found while writing.
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Option<u64> {
+    None
+}

@@ -1,0 +1,126 @@
+//! A lab host, a repository in memory, and comparisons that do not use the code under test.
+#![allow(dead_code)] // each test file uses its part
+
+use std::path::Path;
+use std::sync::Arc;
+
+use backup::{
+    BackupContext, BackupError, BackupOptions, Cancel, HostState, Point, Silent, TargetFormat, VmReport, back_up_vm,
+    list_points, new_run_id, restore_disk,
+};
+use bucket::{Faulty, Memory};
+use hyperv::Host;
+use hyperv::seam::Seam;
+use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
+use kopia_repo::{ClientOptions, CreateOptions, Repository, Storage, StorageKind};
+use vhdx::VirtualDisk;
+
+pub const PASSWORD: &str = "lab-password";
+
+/// One host, one VM, one repository.
+pub struct Rig {
+    pub dir: tempfile::TempDir,
+    pub lab: Arc<LabHost>,
+    pub bucket: Arc<Faulty<Memory>>,
+    pub repo: Arc<Repository>,
+    pub options: BackupOptions,
+}
+
+pub fn quick_lab() -> LabOptions {
+    LabOptions { job_ms: 1, merge_ms: 1, merge_retry_ms: 5, ..LabOptions::real_time() }
+}
+
+impl Rig {
+    pub fn new(disks: &[DiskSource]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = LabHost::create_with(dir.path().join("host"), quick_lab()).unwrap();
+        lab.add_vm("DC01", disks, VmOptions::default()).unwrap();
+        let bucket = Arc::new(Faulty::new(Memory::new()));
+        let storage = Storage { bucket: bucket.clone(), kind: StorageKind::ObjectStore };
+        let client = ClientOptions::new("tester", "testhost");
+        let repo = Repository::create(&storage, PASSWORD, &CreateOptions::new("e3"), client).unwrap();
+        let options = BackupOptions::new("test");
+        Self { dir, lab, bucket, repo, options }
+    }
+
+    pub fn back_up(&self) -> Result<VmReport, BackupError> {
+        self.back_up_through(self.lab.seam())
+    }
+
+    pub fn back_up_through(&self, seam: Seam) -> Result<VmReport, BackupError> {
+        let host = Host::new(seam);
+        let vm = host
+            .find_vm("DC01")
+            .map_err(|source| BackupError::Host { attempt: "find the VM".into(), source: Box::new(source) })?;
+        let state = HostState::open(&self.dir.path().join("state")).unwrap();
+        let context = BackupContext {
+            host: &host,
+            host_name: "LABHOST",
+            repo: &self.repo,
+            state: &state,
+            options: &self.options,
+            observer: &Silent,
+            cancel: &Cancel::default(),
+        };
+        back_up_vm(&context, &vm, &new_run_id())
+    }
+
+    pub fn guest_write(&self, seed: u64, mib: u32) {
+        self.lab.guest_write_only("DC01", GuestWrites { seed, mib, spread: Spread::Scattered }).unwrap();
+    }
+
+    /// The guest's disk, byte for byte, as its files say.
+    pub fn guest_disk(&self, disk: usize) -> Vec<u8> {
+        read_all(&self.lab.open_guest_disk("DC01", disk).unwrap())
+    }
+
+    pub fn points(&self) -> Vec<Point> {
+        list_points(&self.repo, None).unwrap()
+    }
+
+    pub fn restore_raw(&self, point: &Point, disk: usize) -> Vec<u8> {
+        let target = self.dir.path().join("restored.raw");
+        self.restore(point, disk, TargetFormat::Raw, &target);
+        std::fs::read(target).unwrap()
+    }
+
+    pub fn restore(&self, point: &Point, disk: usize, format: TargetFormat, target: &Path) {
+        let description = point.describe(&self.repo).unwrap();
+        let object = point.open_disk(&self.repo, &description.disks[disk]).unwrap();
+        restore_disk(&object, target, format, true, "test", &Silent, &Cancel::default()).unwrap();
+    }
+
+    /// Nothing of ours but one reference point, and every disk one file deep.
+    pub fn assert_host_is_clean(&self, label: &str) {
+        let (_, recovery) = self.lab.checkpoints("DC01").unwrap();
+        assert!(recovery.is_empty(), "{label}: recovery checkpoints {recovery:?}");
+        let points = self.lab.reference_points("DC01").unwrap();
+        assert!(points.len() <= 1, "{label}: reference points {points:?}");
+        for disk in 0..self.lab.disk_count("DC01").unwrap() {
+            let chain = self.lab.disk_chain("DC01", disk).unwrap();
+            assert_eq!(chain.len(), 1, "{label}: disk {disk} is {chain:?}");
+        }
+        let strays = self.lab.stray_files().unwrap();
+        assert!(strays.is_empty(), "{label}: stray files {strays:?}");
+    }
+}
+
+pub fn read_all(disk: &dyn VirtualDisk) -> Vec<u8> {
+    let mut bytes = vec![0; disk.geometry().size_bytes as usize];
+    for (number, chunk) in bytes.chunks_mut(1 << 20).enumerate() {
+        disk.read_exact_at(chunk, (number << 20) as u64).unwrap();
+    }
+    bytes
+}
+
+/// Segments of `segment_bytes` in which two disks differ.
+pub fn differing_segments(before: &[u8], after: &[u8], segment_bytes: usize) -> usize {
+    before.chunks(segment_bytes).zip(after.chunks(segment_bytes)).filter(|(a, b)| a != b).count()
+}
+
+pub fn assert_same(label: &str, expected: &[u8], got: &[u8]) {
+    assert_eq!(expected.len(), got.len(), "{label}: length");
+    if let Some(at) = expected.iter().zip(got).position(|(a, b)| a != b) {
+        panic!("{label}: first difference at {at:#x}");
+    }
+}
