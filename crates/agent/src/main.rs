@@ -1,2 +1,107 @@
-//! The operator's command line.
-fn main() {}
+//! `e3-backup-agent`: the operator's command line.
+//!
+//! It backs up Hyper-V virtual machines into a repository in Kopia's format and brings their disks back, without any
+//! server. Arguments are in `cli.rs`; every command is a function in `commands/`, which gets a [`context::Context`]
+//! (flags, environment and configuration, already weighed) and answers with an [`outcome::Outcome`] or a
+//! [`failure::Failure`].
+//!
+//! Results go to standard output, everything else to standard error. Which error ends with which exit code, and what
+//! a person is told to do about it, is one table in `failure.rs`.
+
+mod cli;
+mod commands;
+mod config;
+mod context;
+mod failure;
+mod host;
+mod interrupt;
+mod lab_hooks;
+mod outcome;
+mod output;
+mod password;
+mod progress;
+mod topics;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+use crate::context::Context;
+use crate::failure::{Code, Failure};
+use crate::outcome::Outcome;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    output::set_color(cli.global.color);
+    start_tracing(cli.global.verbose);
+    let json = cli.global.json;
+    let verbose = cli.global.verbose > 0;
+    match run(cli) {
+        Ok(outcome) => ExitCode::from(outcome.exit),
+        Err(failure) => {
+            failure.report(json, verbose);
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Outcome, Failure> {
+    let Cli { global, command } = cli;
+    // These need no configuration, and must work when it is broken.
+    let command = match command {
+        Command::Version => return commands::about::version(&global),
+        Command::Completion { shell } => return commands::about::completion(shell),
+        Command::Help { topic } => return topics::help(&topic),
+        command => command,
+    };
+    let context = Context::new(global)?;
+    match command {
+        Command::Repo(command) => commands::repo::run(&context, command),
+        Command::Lab(command) => commands::lab::run(&context, command),
+        Command::Vm(command) => commands::vm::run(&context, command),
+        Command::Backup(arguments) => commands::backup::run(&context, &arguments),
+        Command::Points(command) => commands::points::run(&context, command),
+        Command::Restore(command) => commands::restore::run(&context, command),
+        Command::Verify(arguments) => commands::verify::run(&context, &arguments),
+        Command::Snapshot(command) => commands::snapshot::run(&context, command),
+        Command::Vhd(command) => commands::vhd::run(&context, command),
+        Command::Version | Command::Completion { .. } | Command::Help { .. } => unreachable!("answered above"),
+    }
+}
+
+/// Help that was asked for goes to standard output; mistakes go to standard error, and with `--json` as an object to
+/// standard output.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        Failure::new("read the command line", "", Code::Usage, why).report(true, false);
+    } else {
+        // A closed pipe behind `--help` is nobody's problem.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Traces go to standard error; `E3_LOG` takes a filter such as `info` or `backup=debug`.
+fn start_tracing(verbose: u8) {
+    let filter = std::env::var("E3_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| {
+        match verbose {
+            0 => "error",
+            1 => "info",
+            2 => "debug",
+            _ => "trace",
+        }
+        .to_owned()
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(output::is_colored())
+        .init();
+}

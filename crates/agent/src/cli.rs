@@ -1,0 +1,531 @@
+//! The arguments, with their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::{parse_duration, parse_size};
+
+/// Backs up Hyper-V virtual machines into a repository in Kopia's format, and brings them back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "e3-backup-agent",
+    version,
+    disable_help_subcommand = true,
+    propagate_version = true,
+    infer_subcommands = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = TOP_EXAMPLES,
+    after_long_help = TOP_LONG
+)]
+pub struct Cli {
+    /// Flags that mean the same everywhere.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent repo create /srv/backups
+  e3-backup-agent backup DC01 --host local --repo /srv/backups
+  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
+
+More: `e3-backup-agent COMMAND --help`, `e3-backup-agent help exit-codes|points|environment`";
+
+const TOP_LONG: &str = "\
+Examples:
+  A repository, and a simulated host to play with:
+    export E3_REPOSITORY=./demo-repo E3_HOST=lab:./lab
+    e3-backup-agent repo create
+    e3-backup-agent lab create ./lab
+    e3-backup-agent lab add-vm ./lab DC01 --disk server.vhdx
+  Back up, let the guest write, back up what changed:
+    e3-backup-agent backup DC01
+    e3-backup-agent lab write ./lab DC01 --mib 100
+    e3-backup-agent backup DC01
+  Look, verify, restore:
+    e3-backup-agent points list
+    e3-backup-agent verify DC01@latest --level full
+    e3-backup-agent restore disk DC01@2 --to yesterday.vhdx
+
+Topics: `e3-backup-agent help exit-codes`, `help points`, `help environment`";
+
+/// Flags that mean the same everywhere.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// Repository: a path, file:///path, or s3://bucket/prefix/?endpoint=…&region=…
+    #[arg(long, global = true, env = "E3_REPOSITORY", value_name = "URL", hide_env_values = true)]
+    pub repo: Option<String>,
+    /// Host: `local` (this Windows host) or `lab:DIR` (a simulated one)
+    #[arg(long, global = true, env = "E3_HOST", value_name = "HOST", hide_env_values = true)]
+    pub host: Option<String>,
+    /// File that holds the repository password (or set E3_PASSWORD)
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub password_file: Option<PathBuf>,
+    /// Configuration file in place of the user's own
+    #[arg(long, global = true, env = "E3_CONFIG", value_name = "FILE", hide_short_help = true, hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Results as JSON (docs/cli-json.md); never prompts
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only ids, or the one value asked for
+    #[arg(short, long, global = true, hide_short_help = true)]
+    pub quiet: bool,
+    /// Causes of errors and traces; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
+    pub verbose: u8,
+    /// How progress is shown on standard error
+    #[arg(long, global = true, value_enum, default_value_t = ProgressStyle::Auto, value_name = "STYLE", hide_short_help = true)]
+    pub progress: ProgressStyle,
+    /// Colour on standard error (NO_COLOR is honoured)
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN", hide_short_help = true)]
+    pub color: Color,
+    /// Times in UTC in place of local time
+    #[arg(long, global = true, hide_short_help = true)]
+    pub utc: bool,
+    /// Give up on a store that does not answer after this long, such as 30s or 10m (default 5m)
+    #[arg(long, global = true, value_name = "DUR", value_parser = parse_duration, hide_short_help = true)]
+    pub timeout: Option<Duration>,
+    /// Do not ask
+    #[arg(short, long, global = true, hide_short_help = true)]
+    pub yes: bool,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressStyle {
+    /// A bar on a terminal, plain lines elsewhere, nothing with --json or --quiet.
+    Auto,
+    /// One line that is overwritten.
+    Bar,
+    /// A line at each phase, and at most one a minute or each 10 %.
+    Plain,
+    /// An object per line on standard error.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// When colour is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Also into pipes.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a repository, remember one, or look at it
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// A simulated Hyper-V host in a folder, to play with and for tests
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// The virtual machines of a host
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Back up virtual machines
+    #[command(after_help = BACKUP_EXAMPLES, after_long_help = BACKUP_LONG)]
+    Backup(BackupArgs),
+    /// The restore points in a repository
+    #[command(subcommand)]
+    Points(PointsCommand),
+    /// Bring something back from a point
+    #[command(subcommand)]
+    Restore(RestoreCommand),
+    /// Prove that points can be restored
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
+    /// Any snapshot of the repository, stock Kopia's included
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Disk files: VHDX, VHD, raw
+    #[command(subcommand)]
+    Vhd(VhdCommand),
+    /// The program's version
+    Version,
+    /// Completion for a shell: `e3-backup-agent completion bash > /etc/bash_completion.d/e3-backup-agent`
+    Completion {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Help on a command, or a topic: exit-codes, points, environment
+    Help {
+        /// A topic, or the words of a command
+        topic: Vec<String>,
+    },
+}
+
+/// `repo …`
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Create an empty repository
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent repo create /srv/backups --password-file password.txt
+  e3-backup-agent repo create 's3://bucket/e3/?endpoint=https://s3.example.net&region=eu-1'
+  e3-backup-agent repo create s3://bucket/e3/ --object-lock-days 30 --mode compliance
+
+S3 keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the usual credentials file.")]
+    Create {
+        /// Where; also --repo or E3_REPOSITORY
+        url: Option<String>,
+        /// Lock everything written for this many days (S3 object lock)
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        object_lock_days: Option<u32>,
+        /// Who may lift the lock early: accounts with a special permission, or nobody
+        #[arg(
+            long,
+            value_enum,
+            requires = "object_lock_days",
+            default_value_if("object_lock_days", clap::builder::ArgPredicate::IsPresent, "governance")
+        )]
+        mode: Option<LockModeArg>,
+    },
+    /// Check URL and password, and remember the URL (never the password) for later commands
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent repo connect /srv/backups
+  e3-backup-agent repo connect s3://bucket/e3/ --password-file password.txt
+  e3-backup-agent repo connect 's3://bucket/e3/?endpoint=https://s3.example.net'")]
+    Connect {
+        /// Where; also --repo or E3_REPOSITORY
+        url: Option<String>,
+    },
+    /// What the repository is, and how much it holds
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent repo status
+  e3-backup-agent repo status /srv/backups
+  e3-backup-agent repo status --json")]
+    Status {
+        /// Where; also --repo or E3_REPOSITORY
+        url: Option<String>,
+    },
+}
+
+/// Who may lift an object lock before its date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LockModeArg {
+    /// Accounts with a special permission.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+/// `lab …`
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Make an empty simulated host in a folder
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent lab create ./lab
+  E3_HOST=lab:./lab e3-backup-agent vm list
+  e3-backup-agent lab create ./lab --json")]
+    Create {
+        /// A new or empty folder
+        dir: PathBuf,
+    },
+    /// Put a virtual machine on it
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent lab add-vm ./lab DC01 --disk server.vhdx
+  e3-backup-agent lab add-vm ./lab SQL01 --disk system.vhd --disk data.raw
+  e3-backup-agent lab add-vm ./lab EMPTY --size 64GiB")]
+    AddVm {
+        /// The host's folder
+        dir: PathBuf,
+        /// Name of the VM
+        name: String,
+        /// A VHDX, VHD or raw disk file; it is copied. Repeat it for several disks
+        #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "size")]
+        disk: Vec<PathBuf>,
+        /// An empty disk of this size; they come behind those of --disk
+        #[arg(long, value_name = "N", value_parser = parse_size)]
+        size: Vec<u64>,
+    },
+    /// Let the scripted guest write; prints the SHA-256 of each disk's raw content
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent lab write ./lab DC01
+  e3-backup-agent lab write ./lab DC01 --mib 100 --seed 7
+  e3-backup-agent lab write ./lab DC01 --mib 0        only the SHA-256")]
+    Write {
+        /// The host's folder
+        dir: PathBuf,
+        /// Name or id of the VM
+        name: String,
+        /// The same seed on the same disks gives the same writes; another one each time by default
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How much is written
+        #[arg(long, value_name = "N", default_value_t = 16)]
+        mib: u32,
+    },
+}
+
+/// `vm …`
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// List the virtual machines of a host
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent vm list --host local
+  e3-backup-agent vm list --host lab:./lab
+  e3-backup-agent vm list --host lab:./lab --json")]
+    List,
+}
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent backup DC01
+  e3-backup-agent backup --all --host local --repo /srv/backups
+  e3-backup-agent backup DC01 SQL01 --full --consistency application-required";
+
+const BACKUP_LONG: &str = "\
+Examples:
+  e3-backup-agent backup DC01
+  e3-backup-agent backup --all --host local --repo /srv/backups
+  e3-backup-agent backup DC01 SQL01 --full --consistency application-required
+  e3-backup-agent backup DC01 --segment-size 256KiB      small segments for a database
+  e3-backup-agent backup --all --json > result.json      for scripts
+
+VMs are backed up one after another; one that fails does not stop the others. The first point of a VM is read in full,
+later ones read what Hyper-V says has changed. A disk that cannot be read gives no point of that VM.
+
+Exit codes: 0 all done, 3 some VMs failed, 4 done with warnings (0 with --warnings-ok); the rest by
+`e3-backup-agent help exit-codes`. Ctrl+C once stops cleanly, twice at once; earlier points are untouched either way.";
+
+/// `backup …`
+#[derive(Args, Debug)]
+pub struct BackupArgs {
+    /// Names or ids of VMs
+    #[arg(value_name = "VM", required_unless_present = "all", conflicts_with = "all")]
+    pub vms: Vec<String>,
+    /// Every VM of the host
+    #[arg(long)]
+    pub all: bool,
+    /// Read everything, whatever change tracking says
+    #[arg(long)]
+    pub full: bool,
+    /// What to ask of the guest
+    #[arg(long, value_enum, default_value_t = ConsistencyArg::Application)]
+    pub consistency: ConsistencyArg,
+    /// Unit of deduplication, 256KiB to 4MiB, a power of two; another one than before means a full read
+    #[arg(long, value_name = "N", value_parser = parse_size)]
+    pub segment_size: Option<u64>,
+    /// Exit with 0 although there are warnings
+    #[arg(long)]
+    pub warnings_ok: bool,
+}
+
+/// What to ask of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsistencyArg {
+    /// Application-consistent; crash-consistent with a warning where the guest cannot.
+    Application,
+    /// Application-consistent, or no point.
+    ApplicationRequired,
+    /// Do not ask the guest.
+    Crash,
+}
+
+/// `points …`
+#[derive(Debug, Subcommand)]
+pub enum PointsCommand {
+    /// List the points, newest first
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent points list
+  e3-backup-agent points list --vm DC01 --utc
+  e3-backup-agent points list --vm DC01 --quiet      only the ids")]
+    List {
+        /// Of this VM only, by name or id
+        #[arg(long)]
+        vm: Option<String>,
+    },
+    /// Everything about a point
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent points show DC01@latest
+  e3-backup-agent points show 7f3a91c2 --json
+  e3-backup-agent points show --vm DC01              its newest point")]
+    Show {
+        /// Id, unique prefix, VM@latest or VM@N
+        #[arg(required_unless_present = "vm", conflicts_with = "vm")]
+        point: Option<String>,
+        /// The newest point of this VM
+        #[arg(long)]
+        vm: Option<String>,
+    },
+}
+
+/// `restore …`
+#[derive(Debug, Subcommand)]
+pub enum RestoreCommand {
+    /// Restore one disk of a point to a file or a block device
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent restore disk DC01@latest --to dc01.vhdx
+  e3-backup-agent restore disk 7f3a91c2 --disk 1 --to data.raw --format raw
+  e3-backup-agent restore disk DC01@2 --to /dev/sdx --format raw --overwrite")]
+    Disk {
+        /// Id, unique prefix, VM@latest or VM@N
+        point: String,
+        /// Number or id of the disk; needed when the point has several
+        #[arg(long, value_name = "N|ID")]
+        disk: Option<String>,
+        /// The file, or a block device
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// A dynamic VHDX that Hyper-V attaches, or the bytes that the guest saw
+        #[arg(long, value_enum, default_value_t = FormatArg::Vhdx)]
+        format: FormatArg,
+        /// Replace a file that is there; needed for block devices
+        #[arg(long)]
+        overwrite: bool,
+    },
+}
+
+/// Format of a disk file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// A dynamic VHDX.
+    Vhdx,
+    /// The bytes of the disk.
+    Raw,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent verify DC01@latest
+  e3-backup-agent verify 7f3a91c2 c41e07aa --level full
+  e3-backup-agent verify --all --level structure";
+
+/// `verify …`
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Ids, unique prefixes, VM@latest or VM@N
+    #[arg(value_name = "POINT", required_unless_present = "all", conflicts_with = "all")]
+    pub points: Vec<String>,
+    /// Every point of the repository
+    #[arg(long)]
+    pub all: bool,
+    /// How deep to look: that every part is there, or every byte
+    #[arg(long, value_enum, default_value_t = LevelArg::Structure)]
+    pub level: LevelArg,
+}
+
+/// How deep a verification looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    /// Every part is there and long enough.
+    Structure,
+    /// Every byte is read and its hash compared.
+    Full,
+}
+
+/// `snapshot …`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// List all snapshots, newest first
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent snapshot list
+  e3-backup-agent snapshot list --json
+  e3-backup-agent snapshot list --quiet      only the ids")]
+    List,
+    /// Restore a whole snapshot to a folder
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent snapshot restore 3b1f9c0a --to ./restored
+  e3-backup-agent snapshot restore 3b1f9c0a7d2e4f60a1b2c3d4e5f60718 --to /mnt/big/out
+  e3-backup-agent snapshot restore 3b1f9c0a --to ./restored --json")]
+    Restore {
+        /// Manifest ID, or a unique prefix
+        id: String,
+        /// A new or empty folder
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+}
+
+/// `vhd …`
+#[derive(Debug, Subcommand)]
+pub enum VhdCommand {
+    /// What a disk file says of itself, and its parents
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent vhd info server.vhdx
+  e3-backup-agent vhd info old.vhd --json
+  e3-backup-agent vhd info checkpoint.avhdx")]
+    Info {
+        /// A VHDX, VHD or raw file
+        file: PathBuf,
+    },
+    /// Copy a disk, with its parents, into a new file
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent vhd convert server.vhdx server.raw
+  e3-backup-agent vhd convert old.vhd new.vhdx
+  e3-backup-agent vhd convert disk.img out --format vhdx")]
+    Convert {
+        /// A VHDX, VHD or raw file
+        file: PathBuf,
+        /// The new file; beside the old one by default
+        out: Option<PathBuf>,
+        /// By the new file's extension by default: raw for .raw and .img, else VHDX
+        #[arg(long, value_enum)]
+        format: Option<FormatArg>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_that_does_something_has_three_examples() {
+        fn visit(command: &clap::Command, path: &str) {
+            let subcommands: Vec<_> = command.get_subcommands().collect();
+            for sub in &subcommands {
+                visit(sub, &format!("{path} {}", sub.get_name()));
+            }
+            if subcommands.is_empty() && !["version", "completion", "help"].contains(&command.get_name()) {
+                let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(text.matches("e3-backup-agent").count() >= 3, "{path}: {text}");
+            }
+        }
+        visit(&Cli::command(), "");
+    }
+
+    #[test]
+    fn short_help_fits_a_screen() {
+        let mut command = Cli::command();
+        command.build();
+        for path in [&[][..], &["backup"], &["restore", "disk"], &["repo", "create"], &["verify"]] {
+            let sub = path.iter().fold(&mut command, |at, name| at.find_subcommand_mut(name).unwrap());
+            let lines = sub.render_help().to_string().lines().count();
+            assert!(lines <= 40, "{path:?}: {lines} lines");
+        }
+    }
+}

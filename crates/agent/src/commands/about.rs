@@ -1,0 +1,30 @@
+//! `version` and `completion`.
+
+use clap::CommandFactory as _;
+use serde_json::json;
+
+use crate::cli::{Cli, Global};
+use crate::failure::Failure;
+use crate::outcome::Outcome;
+use crate::output::{json_document, line, print};
+
+/// `version`
+pub fn version(global: &Global) -> Result<Outcome, Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    if global.json {
+        json_document(&json!({ "program": "e3-backup-agent", "version": version }));
+    } else if global.quiet {
+        line(version);
+    } else {
+        line(crate::context::PROGRAM);
+    }
+    Ok(Outcome::DONE)
+}
+
+/// `completion SHELL`
+pub fn completion(shell: clap_complete::Shell) -> Result<Outcome, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "e3-backup-agent", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    Ok(Outcome::DONE)
+}

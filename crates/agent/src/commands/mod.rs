@@ -1,0 +1,12 @@
+//! One module per noun or bare verb of the command line.
+
+pub mod about;
+pub mod backup;
+pub mod lab;
+pub mod points;
+pub mod repo;
+pub mod restore;
+pub mod snapshot;
+pub mod verify;
+pub mod vhd;
+pub mod vm;

@@ -1,0 +1,255 @@
+//! `points list`, `points show`.
+
+use std::sync::Arc;
+
+use backup::{Point, PointDescription, ReadMode, list_points, select_point};
+use kopia_repo::Repository;
+use serde_json::{Value, json};
+
+use super::backup::short;
+use crate::cli::PointsCommand;
+use crate::context::Context;
+use crate::failure::{Attempt as _, Code, Failure, chain_text};
+use crate::outcome::Outcome;
+use crate::output::{Align, Table, json_document, line, note};
+use crate::units::{size, visible};
+
+/// `points …`
+pub fn run(context: &Context, command: PointsCommand) -> Result<Outcome, Failure> {
+    let repo = context.repository()?;
+    match command {
+        PointsCommand::List { vm } => list(context, &repo, vm.as_deref()),
+        PointsCommand::Show { point, vm } => {
+            let selector = match (point, vm) {
+                (Some(point), _) => point,
+                (None, Some(vm)) => format!("{vm}@latest"),
+                (None, None) => unreachable!("one of them is required"),
+            };
+            show(context, &repo, &selector)
+        }
+    }
+}
+
+/// A point with its description, or with what keeps it from being read.
+struct Listed {
+    point: Point,
+    description: Result<PointDescription, String>,
+}
+
+fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<Outcome, Failure> {
+    let what = "list the points";
+    let on = repo.display_name();
+    let mut points = list_points(repo, None).attempt(what, &*on)?;
+    if let Some(vm) = vm {
+        points.retain(|point| point.vm_id.eq_ignore_ascii_case(vm) || point.vm_name == vm);
+        if points.is_empty() {
+            let why = format!("the repository holds no points of a VM {vm:?}");
+            return Err(Failure::new(what, on, Code::NotFound, why).with_steps(&["list all: `points list`"]));
+        }
+    }
+    // Newest first.
+    points.reverse();
+    let mut listed = Vec::with_capacity(points.len());
+    for point in points {
+        let description = match point.describe(repo) {
+            Ok(description) => Ok(description),
+            // A point that is damaged is listed as such; a repository that does not answer ends the listing.
+            Err(error) if error.is_damage() => Err(chain_text(&error)),
+            Err(error) => return Err(Failure::of(what, on, &error)),
+        };
+        listed.push(Listed { point, description });
+    }
+    if context.global.json {
+        json_document(&json!({ "points": listed.iter().map(Listed::to_json).collect::<Vec<_>>() }));
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        listed.iter().for_each(|one| line(&one.point.id));
+        return Ok(Outcome::DONE);
+    }
+    if listed.is_empty() {
+        note(&format!("{on} holds no points yet"));
+        return Ok(Outcome::DONE);
+    }
+    let mut table = Table::new(&[
+        ("POINT", Align::Left),
+        ("VM", Align::Left),
+        ("WHEN", Align::Left),
+        ("READ", Align::Left),
+        ("CHANGED", Align::Right),
+        ("STORED", Align::Right),
+        ("CONSISTENCY", Align::Left),
+        ("VERIFIED", Align::Left),
+        ("RESTORABLE", Align::Left),
+    ]);
+    for one in &listed {
+        let head = [short(&one.point.id).to_owned(), one.point.vm_name.clone()];
+        let tail = match &one.description {
+            Ok(description) => [
+                context.time(description.frozen),
+                read_text(description).to_owned(),
+                size(description.disks.iter().map(|disk| disk.changed_bytes).sum()),
+                size(description.stored_bytes),
+                description.consistency.to_string(),
+                // The commit of a point reads its structure back.
+                "structure".to_owned(),
+                "yes".to_owned(),
+            ],
+            Err(_) => [
+                context.time(one.point.started()),
+                "–".into(),
+                "–".into(),
+                "–".into(),
+                "–".into(),
+                "damaged".into(),
+                "no".into(),
+            ],
+        };
+        table.row(head.into_iter().chain(tail).collect());
+    }
+    table.print();
+    Ok(Outcome::DONE)
+}
+
+fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Outcome, Failure> {
+    let what = format!("show point {selector}");
+    let on = repo.display_name();
+    let point = select_point(repo, selector).attempt(&*what, &*on)?;
+    let description = point.describe(repo).attempt(what, on)?;
+    if context.global.json {
+        let listed = Listed { point, description: Ok(description) };
+        json_document(&json!({ "point": listed.to_json() }));
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        line(&point.id);
+        return Ok(Outcome::DONE);
+    }
+    let mut facts = vec![
+        ("point", point.id.clone()),
+        ("snapshot", format!("{} (Kopia manifest)", point.snapshot.id)),
+        ("vm", format!("{} ({})", description.vm_name, description.vm_id)),
+        ("host", description.host.clone()),
+        ("frozen", context.time(description.frozen)),
+        (
+            "run",
+            format!(
+                "{}, {} to {}",
+                description.run_id,
+                context.time(description.started),
+                context.time(description.stored)
+            ),
+        ),
+        ("consistency", description.consistency.to_string()),
+    ];
+    if let Some(reason) = &description.consistency_reason {
+        facts.push(("because", reason.clone()));
+    }
+    facts.push(("stored", size(description.stored_bytes)));
+    for disk in &description.absent_disks {
+        facts.push(("left out", format!("{}: {}", disk.disk, disk.reason)));
+    }
+    facts.push(("made by", description.program.clone()));
+    for (name, value) in facts {
+        line(&format!("{name:<12} {}", visible(&value)));
+    }
+    line("");
+    let mut table = Table::new(&[
+        ("DISK", Align::Right),
+        ("SLOT", Align::Left),
+        ("SIZE", Align::Right),
+        ("FILE", Align::Right),
+        ("READ", Align::Left),
+        ("BYTES READ", Align::Right),
+        ("CHANGED", Align::Right),
+        ("ID", Align::Left),
+    ]);
+    for disk in &description.disks {
+        table.row(vec![
+            disk.number.to_string(),
+            disk.slot.clone(),
+            size(disk.size_bytes),
+            size(disk.file_bytes),
+            match &disk.read {
+                ReadMode::Full { reason } => format!("full ({reason})"),
+                ReadMode::Incremental { base } => format!("incremental on {}", short(base)),
+            },
+            size(disk.read_bytes + disk.audit_bytes),
+            size(disk.changed_bytes),
+            disk.virtual_disk_id.clone(),
+        ]);
+    }
+    table.print();
+    Ok(Outcome::DONE)
+}
+
+fn read_text(description: &PointDescription) -> &'static str {
+    let full = description.disks.iter().filter(|disk| matches!(disk.read, ReadMode::Full { .. })).count();
+    match full {
+        0 => "incremental",
+        full if full == description.disks.len() => "full",
+        _ => "mixed",
+    }
+}
+
+impl Listed {
+    fn to_json(&self) -> Value {
+        let mut object = json!({
+            "point_id": self.point.id,
+            "snapshot_id": self.point.snapshot.id,
+            "vm_id": self.point.vm_id,
+            "vm_name": self.point.vm_name,
+            "started": self.point.started().to_string(),
+            "is_restorable": self.description.is_ok(),
+            "not_restorable_reason": self.description.as_ref().err(),
+        });
+        let Ok(description) = &self.description else { return object };
+        let disks: Vec<Value> = description
+            .disks
+            .iter()
+            .map(|disk| {
+                let (mode, reason, base) = match &disk.read {
+                    ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
+                    ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
+                };
+                json!({
+                    "number": disk.number,
+                    "virtual_disk_id": disk.virtual_disk_id,
+                    "slot": disk.slot,
+                    "path": disk.path,
+                    "size_bytes": disk.size_bytes,
+                    "segment_bytes": disk.segment_bytes,
+                    "file": disk.file,
+                    "file_bytes": disk.file_bytes,
+                    "mode": mode,
+                    "reason": reason,
+                    "base_point_id": base,
+                    "read_bytes": disk.read_bytes,
+                    "audit_bytes": disk.audit_bytes,
+                    "changed_bytes": disk.changed_bytes,
+                })
+            })
+            .collect();
+        let sum = |of: fn(&backup::PointDisk) -> u64| description.disks.iter().map(of).sum::<u64>();
+        let more = json!({
+            "snapshot_time": description.frozen.to_string(),
+            "stored": description.stored.to_string(),
+            "run_id": description.run_id,
+            "host": description.host,
+            "mode": read_text(description),
+            "consistency": description.consistency,
+            "consistency_reason": description.consistency_reason,
+            "changed_bytes": sum(|disk| disk.changed_bytes),
+            "read_bytes": sum(|disk| disk.read_bytes),
+            "stored_bytes": description.stored_bytes,
+            "total_size_bytes": sum(|disk| disk.size_bytes),
+            "disks": disks,
+            "absent_disks": description.absent_disks,
+            "program": description.program,
+        });
+        if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+            object.extend(more);
+        }
+        object
+    }
+}

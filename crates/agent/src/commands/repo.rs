@@ -1,0 +1,178 @@
+//! `repo create`, `repo connect`, `repo status`.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bucket::{Location, LockMode, S3Environment};
+use kopia_repo::{CreateOptions, Description, Repository};
+use serde_json::{Value, json};
+
+use crate::cli::{LockModeArg, RepoCommand};
+use crate::config::Config;
+use crate::context::{Context, absolute, client, storage};
+use crate::failure::{Attempt as _, Code, Failure};
+use crate::outcome::Outcome;
+use crate::output::{json_document, line, note};
+use crate::password;
+use crate::units::size;
+
+/// Where the probe of a new store puts its objects; they are removed again.
+const PROBE_PREFIX: &str = "e3-probe-";
+/// Clocks that differ by more make other clients discard what is written.
+const MAX_CLOCK_SKEW_SECONDS: u64 = 60;
+
+/// `repo …`
+pub fn run(context: &Context, command: RepoCommand) -> Result<Outcome, Failure> {
+    match command {
+        RepoCommand::Create { url, object_lock_days, mode } => {
+            let lock = object_lock_days.map(|days| (days, mode.unwrap_or(LockModeArg::Governance)));
+            create(context, &context.location(url.as_deref())?, lock)
+        }
+        RepoCommand::Connect { url } => connect(context, &context.location(url.as_deref())?),
+        RepoCommand::Status { url } => status(context, &context.location(url.as_deref())?),
+    }
+}
+
+fn create(context: &Context, location: &Location, lock: Option<(u32, LockModeArg)>) -> Result<Outcome, Failure> {
+    let what = "create a repository";
+    let on = location.to_string();
+    if lock.is_some() && matches!(location, Location::Folder(_)) {
+        let why = "a folder cannot lock files against their owner";
+        return Err(Failure::new(what, on, Code::StorageUnfit, why)
+            .with_steps(&["leave --object-lock-days out", "use an S3 bucket with object lock"]));
+    }
+    let password = password::new(&context.global, &on)?;
+    let bucket =
+        bucket::create(location, &S3Environment::from_process(), context.retry_policy()).attempt(what, &*on)?;
+    let found = bucket::probe(&*bucket, PROBE_PREFIX).attempt("try out the store", &*on)?;
+    let missing = found.missing_essentials();
+    if !missing.is_empty() {
+        let why = format!("the store does not do what a repository needs: {}", missing.join(", "));
+        return Err(Failure::new(what, on, Code::StorageUnfit, why));
+    }
+    if found.clock_ahead_seconds.unsigned_abs() > MAX_CLOCK_SKEW_SECONDS {
+        let why = format!("the store's clock is {} s ahead of this machine's", found.clock_ahead_seconds);
+        return Err(
+            Failure::new(what, on, Code::StorageUnfit, why).with_steps(&["set the clock of this machine right"])
+        );
+    }
+
+    let mut options = CreateOptions::new("e3");
+    options.object_lock = lock.map(|(days, mode)| {
+        let mode = match mode {
+            LockModeArg::Governance => LockMode::Governance,
+            LockModeArg::Compliance => LockMode::Compliance,
+        };
+        (mode, Duration::from_secs(u64::from(days) * 24 * 60 * 60))
+    });
+    let repo =
+        Repository::create(&storage(location, bucket), &password.text, &options, client()).attempt(what, &*on)?;
+    let facts = repo.describe();
+    if context.global.json {
+        let mut document = facts_json(&on, &facts);
+        document["object_lock"] = match lock {
+            Some((days, mode)) => json!({ "days": days, "mode": lock_mode_name(mode) }),
+            None => Value::Null,
+        };
+        json_document(&document);
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        line(&facts.id);
+    } else {
+        line(&format!("created  {on}"));
+        line(&format!("id       {}", facts.id));
+        line(&format!("format   {}", format_text(&facts)));
+        if let Some((days, mode)) = lock {
+            line(&format!("lock     {days} days, {}", lock_mode_name(mode)));
+        }
+    }
+    if password.made {
+        note("");
+        note("The password of this repository. It is shown once and stored nowhere; without it the backups are lost:");
+        note("");
+        note(&format!("  {}", password.text));
+        note("");
+    }
+    if !context.global.quiet {
+        note(
+            "next     e3-backup-agent backup VM --host HOST     (or `lab create ./lab`: a simulated host to play with)",
+        );
+    }
+    Ok(Outcome::DONE)
+}
+
+fn connect(context: &Context, location: &Location) -> Result<Outcome, Failure> {
+    let location = absolute(location);
+    let repo = context.open_repository(&location, None)?;
+    let file = Config::remember_repository(context.global.config.as_deref(), &location.to_string())?;
+    if context.global.json {
+        json_document(&json!({ "url": location.to_string(), "id": repo.id(), "config": file.display().to_string() }));
+    } else if context.global.quiet {
+        line(&repo.id());
+    } else {
+        line(&format!("connected  {location}"));
+        line(&format!("id         {}", repo.id()));
+        note(&format!("the URL is in {}; the password is not: give it each time", file.display()));
+    }
+    Ok(Outcome::DONE)
+}
+
+fn status(context: &Context, location: &Location) -> Result<Outcome, Failure> {
+    let on = location.to_string();
+    let repo = context.open_repository(location, None)?;
+    let facts = repo.describe();
+    let points = backup::list_points(&repo, None).attempt("list the points", &*on)?;
+    let snapshots = repo.snapshots(&[]).attempt("list the snapshots", &*on)?.len();
+    let vms = points.iter().map(|point| &point.vm_id).collect::<HashSet<_>>().len();
+    if context.global.json {
+        let mut document = facts_json(&on, &facts);
+        document["points"] = points.len().into();
+        document["vms"] = vms.into();
+        document["snapshots"] = snapshots.into();
+        json_document(&document);
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        line(&facts.id);
+        return Ok(Outcome::DONE);
+    }
+    line(&format!("repository  {on}"));
+    line(&format!("id          {}", facts.id));
+    line(&format!("format      {}", format_text(&facts)));
+    line(&format!("packs       up to {}", size(facts.max_pack_bytes)));
+    line(&format!(
+        "index       version {}, epoch {}, {} blobs with {} entries",
+        facts.index_version, facts.write_epoch, facts.index_blobs, facts.index_entries
+    ));
+    line(&format!("points      {} of {vms} VMs", points.len()));
+    line(&format!("snapshots   {snapshots} (points included)"));
+    Ok(Outcome::DONE)
+}
+
+fn facts_json(url: &str, facts: &Description) -> Value {
+    json!({
+        "url": url,
+        "id": facts.id,
+        "format_version": facts.format_version,
+        "hash": facts.hash,
+        "encryption": facts.encryption,
+        "splitter": facts.splitter,
+        "max_pack_bytes": facts.max_pack_bytes,
+        "index_version": facts.index_version,
+        "write_epoch": facts.write_epoch,
+        "index_blobs": facts.index_blobs,
+        "index_entries": facts.index_entries,
+    })
+}
+
+fn format_text(facts: &Description) -> String {
+    format!("Kopia format {}, {}, {}", facts.format_version, facts.hash, facts.encryption)
+}
+
+fn lock_mode_name(mode: LockModeArg) -> &'static str {
+    match mode {
+        LockModeArg::Governance => "governance",
+        LockModeArg::Compliance => "compliance",
+    }
+}

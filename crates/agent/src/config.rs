@@ -1,0 +1,127 @@
+//! The configuration files: what is not said by a flag or the environment.
+//!
+//! Precedence: flag, environment, the user's file, the machine's file. Passwords and keys are never in them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Attempt as _, Code, Failure};
+
+/// What a file can say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Repository URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Host, as for `--host`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+impl Config {
+    /// Reads the user's file (or `given`) over the machine's.
+    pub fn load(given: Option<&Path>) -> Result<Self, Failure> {
+        let user = match user_file(given) {
+            Some(path) => Self::read(&path)?,
+            None => Self::default(),
+        };
+        let machine = Self::read(&machine_file())?;
+        Ok(Self { repository: user.repository.or(machine.repository), host: user.host.or(machine.host) })
+    }
+
+    /// Remembers a repository in the user's file (or `given`); gives the file.
+    pub fn remember_repository(given: Option<&Path>, url: &str) -> Result<PathBuf, Failure> {
+        let what = "remember the repository";
+        let Some(path) = user_file(given) else {
+            let why = "no home folder is known (HOME and XDG_CONFIG_HOME are not set)";
+            return Err(Failure::new(what, "", Code::Usage, why).with_steps(&["give --config FILE"]));
+        };
+        let config = Self { repository: Some(url.to_owned()), ..Self::read(&path)? };
+        let text = toml::to_string(&config).expect("two texts are TOML");
+        let temporary = path.with_extension("tmp");
+        let write = || -> io::Result<()> {
+            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(&temporary, text)?;
+            std::fs::rename(&temporary, &path)
+        };
+        write().attempt(what, path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// A missing file says nothing.
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let what = "read the configuration";
+        let on = path.display().to_string();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(Failure::of(what, on, &error)),
+        };
+        toml::from_str(&text).map_err(|error| {
+            let why = match error.span() {
+                Some(span) => {
+                    let line = text.get(..span.start).unwrap_or_default().matches('\n').count() + 1;
+                    format!("line {line}: {}", error.message())
+                }
+                None => error.message().to_owned(),
+            };
+            Failure::new(what, on, Code::Usage, why).with_steps(&["correct the file"])
+        })
+    }
+}
+
+/// `given`, or the place where this system keeps a user's configuration.
+fn user_file(given: Option<&Path>) -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(path) = given {
+        return Some(path.to_owned());
+    }
+    let base = if cfg!(windows) {
+        folder("APPDATA")
+    } else {
+        folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")))
+    };
+    Some(base?.join("e3").join("config.toml"))
+}
+
+fn machine_file() -> PathBuf {
+    if cfg!(windows) {
+        PathBuf::from(std::env::var_os("ProgramData").unwrap_or_else(|| r"C:\ProgramData".into()))
+            .join(r"e3\config.toml")
+    } else {
+        "/etc/e3/config.toml".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_remembered_beside_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new").join("config.toml");
+        Config::remember_repository(Some(&path), "/srv/a").unwrap();
+        std::fs::write(&path, "host = \"local\"\n").unwrap();
+        Config::remember_repository(Some(&path), "s3://b/\"p\"/").unwrap();
+        let expected = Config { repository: Some("s3://b/\"p\"/".into()), host: Some("local".into()) };
+        assert_eq!(Config::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_their_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "host = \"local\"\nrepositroy = \"x\"\n").unwrap();
+        let failure = Config::read(&path).unwrap_err();
+        let json = failure.to_json();
+        assert_eq!(json["exit"], 2);
+        let why = json["why"].as_str().unwrap();
+        assert!(why.contains("line 2") && why.contains("repositroy") && why.contains("`repository`"), "{why}");
+    }
+}

@@ -1,0 +1,118 @@
+//! What every command is given: flags, environment and configuration, weighed against each other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bucket::{Bucket, Location, RetryPolicy, S3Environment};
+use jiff::Timestamp;
+use kopia_repo::{ClientOptions, Repository, Storage, StorageKind};
+
+use crate::cli::Global;
+use crate::config::Config;
+use crate::failure::{Attempt as _, Code, Failure};
+use crate::host::OpenHost;
+use crate::lab_hooks::LabHooks;
+use crate::password;
+use crate::units;
+
+/// Name and version, as points and session markers carry it.
+pub const PROGRAM: &str = concat!("e3-backup-agent ", env!("CARGO_PKG_VERSION"));
+
+/// Flags, environment and configuration.
+pub struct Context {
+    /// The flags.
+    pub global: Global,
+    config: Config,
+}
+
+impl Context {
+    /// Reads the configuration.
+    pub fn new(global: Global) -> Result<Self, Failure> {
+        let config = Config::load(global.config.as_deref())?;
+        Ok(Self { global, config })
+    }
+
+    /// The repository's location: `given` as an argument, or by flag, environment or configuration.
+    pub fn location(&self, given: Option<&str>) -> Result<Location, Failure> {
+        let Some(url) = given.or(self.global.repo.as_deref()).or(self.config.repository.as_deref()) else {
+            return Err(Failure::new("find the repository", "", Code::Usage, "no repository was named").with_steps(&[
+                "give --repo URL",
+                "set E3_REPOSITORY",
+                "run `repo connect URL` once",
+            ]));
+        };
+        bucket::parse_url(url).attempt("read the repository's URL", "")
+    }
+
+    /// Opens the repository for a command.
+    pub fn repository(&self) -> Result<Arc<Repository>, Failure> {
+        self.open_repository(&self.location(None)?, None)
+    }
+
+    /// Opens a repository; `hooks` of crash tests go around its store.
+    pub fn open_repository(&self, location: &Location, hooks: Option<&LabHooks>) -> Result<Arc<Repository>, Failure> {
+        let what = "open the repository";
+        let on = location.to_string();
+        let bucket = bucket::open(location, &S3Environment::from_process(), self.retry_policy()).attempt(what, &*on)?;
+        let bucket = match hooks {
+            Some(hooks) => hooks.wrap_bucket(bucket),
+            None => bucket,
+        };
+        let password = password::existing(&self.global, &on)?;
+        Repository::open(&storage(location, bucket), &password, client()).attempt(what, on)
+    }
+
+    /// How long a store that does not answer is asked again.
+    pub fn retry_policy(&self) -> RetryPolicy {
+        let default = RetryPolicy::default();
+        RetryPolicy { give_up_after: self.global.timeout.unwrap_or(default.give_up_after), ..default }
+    }
+
+    /// Opens the host.
+    pub fn host(&self) -> Result<OpenHost, Failure> {
+        let Some(selector) = self.global.host.as_deref().or(self.config.host.as_deref()) else {
+            return Err(Failure::new("find the host", "", Code::Usage, "no host was named")
+                .with_steps(&["give --host local|lab:DIR", "set E3_HOST"]));
+        };
+        OpenHost::open(selector)
+    }
+
+    /// A time for people.
+    pub fn time(&self, at: Timestamp) -> String {
+        units::time(at, self.global.utc)
+    }
+}
+
+/// How Kopia treats the store.
+pub fn storage(location: &Location, bucket: Arc<dyn Bucket>) -> Storage {
+    let kind = match location {
+        Location::Folder(_) => StorageKind::Folder,
+        Location::S3(_) => StorageKind::ObjectStore,
+    };
+    Storage { bucket, kind }
+}
+
+/// Who this program is to others in the repository.
+pub fn client() -> ClientOptions {
+    ClientOptions::new("e3", machine_name())
+}
+
+#[cfg(unix)]
+fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(not(unix))]
+fn machine_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_else(|_| "localhost".into())
+}
+
+/// A location that still means the same from another folder.
+pub fn absolute(location: &Location) -> Location {
+    match location {
+        Location::Folder(path) => {
+            Location::Folder(std::path::absolute(Path::new(path)).unwrap_or_else(|_| path.to_owned()))
+        }
+        Location::S3(_) => location.clone(),
+    }
+}

@@ -1,0 +1,122 @@
+//! The repository password: from a file, the environment, or a person, never from the command line.
+
+use std::io::{self, IsTerminal as _};
+
+use crate::cli::Global;
+use crate::failure::{Attempt as _, Code, Failure};
+
+const VARIABLE: &str = "E3_PASSWORD";
+/// English words of BIP 39 (Trezor and others, MIT): 2,048, none of them the beginning of another's first four letters.
+const WORDS: &str = include_str!("words.txt");
+/// 11 bits each.
+const MADE_WORDS: usize = 8;
+
+/// A password for a new repository.
+pub struct NewPassword {
+    /// The password.
+    pub text: String,
+    /// It was made here, and has to be shown.
+    pub made: bool,
+}
+
+/// The password of a repository that exists.
+pub fn existing(global: &Global, store: &str) -> Result<String, Failure> {
+    if let Some(password) = given(global)? {
+        return Ok(password);
+    }
+    let what = format!("open the repository in {store}");
+    if global.yes || !has_terminal(global) {
+        let why = "no password was given, and there is nobody to ask";
+        return Err(Failure::new(what, "", Code::NoPassword, why));
+    }
+    rpassword::prompt_password("Repository password: ").attempt(what, "the terminal")
+}
+
+/// The password for a new repository: checked, and made from words when a person at a terminal gives none.
+pub fn new(global: &Global, store: &str) -> Result<NewPassword, Failure> {
+    let what = format!("create a repository in {store}");
+    let text = match given(global)? {
+        Some(password) => password,
+        None if !has_terminal(global) => {
+            let why = "no password was given, and there is nobody to ask";
+            return Err(Failure::new(what, "", Code::NoPassword, why));
+        }
+        None if global.yes => return Ok(NewPassword { text: make(), made: true }),
+        None => {
+            let ask = |prompt: &str| rpassword::prompt_password(prompt).attempt(&*what, "the terminal");
+            let first = ask("Repository password (Enter makes one): ")?;
+            if first.is_empty() {
+                return Ok(NewPassword { text: make(), made: true });
+            }
+            if ask("The same again: ")? != first {
+                return Err(Failure::new(what, "", Code::BadPassword, "the two passwords differ")
+                    .with_steps(&["run it again, and type the same twice"]));
+            }
+            first
+        }
+    };
+    let problem = match &*text {
+        "" => "the password is empty",
+        text if text.trim() != text => "the password begins or ends with white space, which is lost too easily",
+        _ => return Ok(NewPassword { text, made: false }),
+    };
+    Err(Failure::new(what, "", Code::BadPassword, problem))
+}
+
+/// From the file of `--password-file`, without the end of its line, or from the environment.
+fn given(global: &Global) -> Result<Option<String>, Failure> {
+    if let Some(path) = &global.password_file {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::new("read the password file", path.display().to_string(), Code::Usage, error.to_string())
+                .with_steps(&["check the path of --password-file"])
+        })?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        return Ok(Some(text.strip_suffix('\r').unwrap_or(text).to_owned()));
+    }
+    match std::env::var(VARIABLE) {
+        Ok(password) => Ok(Some(password)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Failure::new("read the password", VARIABLE, Code::Usage, "it is not UTF-8")
+                .with_steps(&["give --password-file FILE"]))
+        }
+    }
+}
+
+/// Somebody who can be asked, and who sees what is made.
+fn has_terminal(global: &Global) -> bool {
+    !global.json && io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Eight words: 88 bits, behind the repository's slow key derivation.
+fn make() -> String {
+    let words: Vec<&str> = WORDS.lines().collect();
+    assert!(words.len().is_power_of_two(), "so that a remainder prefers no word");
+    let mut random = [0; 2 * MADE_WORDS];
+    getrandom::fill(&mut random).expect("the operating system gives random bytes");
+    let (pairs, _) = random.as_chunks::<2>();
+    let chosen: Vec<&str> =
+        pairs.iter().map(|pair| words[usize::from(u16::from_ne_bytes(*pair)) % words.len()]).collect();
+    chosen.join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_passwords_are_eight_different_draws() {
+        let (one, other) = (make(), make());
+        assert_eq!(one.split('-').count(), MADE_WORDS);
+        assert!(one.split('-').all(|word| WORDS.lines().any(|known| known == word)), "{one}");
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn the_words_are_whole() {
+        assert_eq!(WORDS.lines().count(), 2048);
+        assert!(
+            WORDS.lines().all(|word| (3..=8).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_lowercase()))
+        );
+    }
+}

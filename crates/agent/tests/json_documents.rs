@@ -1,0 +1,93 @@
+//! The fields in `docs/cli-json.md` are those that the program prints.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use support::{Desk, finish};
+
+/// Maps whose keys are data.
+const OPEN_MAPS: [&str; 1] = ["tags"];
+
+#[test]
+fn documents_have_the_fields_that_are_documented() {
+    let documented = documented();
+    let desk = Desk::empty();
+    let mut seen = BTreeSet::new();
+    let mut check = |name: &'static str, found: &Value| {
+        let expected = documented.get(name).unwrap_or_else(|| panic!("{name} is not documented"));
+        compare(name, expected, found);
+        seen.insert(name.to_owned());
+    };
+
+    check("repo create", &desk.json(0, ["repo", "create"]));
+    check("repo connect", &desk.json(0, ["repo", "connect", "repo"]));
+    check("lab create", &desk.json(0, ["lab", "create", "lab"]));
+    desk.raw_file("d.raw", 4, 1);
+    check("lab add-vm", &desk.json(0, ["lab", "add-vm", "lab", "DC01", "--disk", "d.raw"]));
+    check("lab write", &desk.json(0, ["lab", "write", "lab", "DC01", "--mib", "1"]));
+    check("vm list", &desk.json(0, ["vm", "list"]));
+    let backup = finish(desk.command(["backup", "DC01"]).arg("--json")).json_lines();
+    check("backup, each VM", &backup[0]);
+    check("backup", &backup[1]);
+    check("points list", &desk.json(0, ["points", "list"]));
+    check("points show", &desk.json(0, ["points", "show", "DC01@1"]));
+    check("repo status", &desk.json(0, ["repo", "status"]));
+    check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));
+    let verify = finish(desk.command(["verify", "DC01@1"]).arg("--json")).json_lines();
+    check("verify, each point", &verify[0]);
+    check("verify", &verify[1]);
+    let snapshots = desk.json(0, ["snapshot", "list"]);
+    check("snapshot list", &snapshots);
+    let id = snapshots["snapshots"][0]["snapshot_id"].as_str().unwrap();
+    check("snapshot restore", &desk.json(0, ["snapshot", "restore", id, "--to", "out"]));
+    check("vhd info", &desk.json(0, ["vhd", "info", "a.vhdx"]));
+    check("vhd convert", &desk.json(0, ["vhd", "convert", "a.vhdx", "a.raw"]));
+    check("version", &desk.json(0, ["version"]));
+    check("error", &desk.json(6, ["points", "show", "zz"]));
+
+    let all: BTreeSet<String> = documented.keys().cloned().collect();
+    assert_eq!(seen, all, "every documented document was compared");
+}
+
+/// The JSON block under each heading.
+fn documented() -> BTreeMap<String, Value> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli-json.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut documents = BTreeMap::new();
+    for section in text.split("\n## ").skip(1) {
+        let name = section.lines().next().unwrap();
+        let (_, block) = section.split_once("```json\n").unwrap_or_else(|| panic!("{name} has no example"));
+        let (block, _) = block.split_once("```").unwrap();
+        let value = serde_json::from_str(block).unwrap_or_else(|error| panic!("{name}: {error}"));
+        documents.insert(name.to_owned(), value);
+    }
+    documents
+}
+
+/// The same fields, down to the first element of each list; null says nothing about what else may be there.
+fn compare(at: &str, expected: &Value, found: &Value) {
+    match (expected, found) {
+        (Value::Object(expected), Value::Object(found)) => {
+            if OPEN_MAPS.iter().any(|name| at.ends_with(&format!(".{name}"))) {
+                return;
+            }
+            let names = |object: &serde_json::Map<String, Value>| object.keys().cloned().collect::<BTreeSet<_>>();
+            assert_eq!(names(expected), names(found), "fields of {at}: documented, printed");
+            for (name, value) in expected {
+                compare(&format!("{at}.{name}"), value, &found[name]);
+            }
+        }
+        (Value::Array(expected), Value::Array(found)) => {
+            if let (Some(expected), Some(found)) = (expected.first(), found.first()) {
+                compare(&format!("{at}[]"), expected, found);
+            }
+        }
+        (Value::Null, _) | (_, Value::Null) => {}
+        (expected, found) => {
+            let kind = |value: &Value| std::mem::discriminant(value);
+            assert_eq!(kind(expected), kind(found), "{at}: {expected} documented, {found} printed");
+        }
+    }
+}
