@@ -346,15 +346,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Location::Folder(dir.path().join("new").join("store"));
         let nothing = S3Environment::default();
-        assert!(matches!(open(&folder, &nothing), Err(OpenError::Folder { .. })));
+        assert!(matches!(open(&folder, &nothing, RetryPolicy::default()), Err(OpenError::Folder { .. })));
         create(&folder, &nothing, RetryPolicy::default()).unwrap();
         open(&folder, &nothing, RetryPolicy::default()).unwrap();
 
         let bucket = parse_url("s3://bucket/p/?ca=/nowhere/ca.pem").unwrap();
-        assert!(matches!(open(&bucket, &nothing), Err(OpenError::NoCredentials { .. })));
+        assert!(matches!(open(&bucket, &nothing, RetryPolicy::default()), Err(OpenError::NoCredentials { .. })));
         let keys = Credentials { access_key_id: "id".into(), secret_access_key: "hush".into(), session_token: None };
         let environment = S3Environment { credentials: Some(keys), ..Default::default() };
-        assert!(matches!(open(&bucket, &environment), Err(OpenError::Certificates { .. })));
+        assert!(matches!(open(&bucket, &environment, RetryPolicy::default()), Err(OpenError::Certificates { .. })));
         let open =
             open(&parse_url("s3://bucket/p/?region=eu-west-1").unwrap(), &environment, RetryPolicy::default()).unwrap();
         assert_eq!(open.display_name(), "s3://bucket/p/ at https://s3.eu-west-1.amazonaws.com");
