@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::ops::ControlFlow;
-//! use bucket::{PutOptions, S3Environment, create, parse_url};
+//! use bucket::{PutOptions, RetryPolicy, S3Environment, create, parse_url};
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let url = dir.path().join("store").display().to_string();
