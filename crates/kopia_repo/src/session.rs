@@ -1,12 +1,15 @@
 //! A write session: contents into packs, packs to the storage, and at a flush the index that makes them visible.
 //!
 //! Any number of threads call [`WriteSession::write_content`]; each hashes, compresses and encrypts on its own and
-//! holds a lock only to copy the result behind the others in the open pack. Full packs go to a few upload threads
-//! through a channel without room, so that a slow storage slows the callers instead of filling memory.
+//! holds a lock only to copy the result behind the others in the open pack. Full packs go to a few upload threads.
+//! A pack needs one of a fixed number of buffers before it is opened, so that a slow storage slows the callers
+//! instead of filling memory.
 //!
 //! Locks, in the order in which they may be taken: `gate`, an open pack, then `pending`, a [`Generation`]'s own
 //! fields. `gate` is held shared from claiming a content until it is in a pack, and exclusively while a flush swaps
-//! the packs: so what a manifest refers to is never in a later index than the manifest.
+//! the packs: so what a manifest refers to is never in a later index than the manifest. Whoever opens a pack waits for
+//! a buffer with `gate` and the pack locked; that ends, because the upload threads, which give buffers back, take
+//! neither.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 
 use crate::Repository;
@@ -37,6 +40,8 @@ pub const INDEX_PREFIX: u8 = b'x';
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// A flush also happens at this many entries, so that memory does not grow with the time between flushes.
 const FLUSH_ENTRIES: u64 = 200_000;
+/// Packs of metadata at a time: one being filled, one being uploaded.
+const METADATA_BUFFERS: usize = 2;
 /// What a pack may exceed its size by: one content, padding and the local index.
 const PACK_SLACK_BYTES: usize = 2 << 20;
 /// More than this and the clocks of maintenance and ours would disagree about what is old (spec 7.10 rule 9).
@@ -69,7 +74,8 @@ pub struct SessionStats {
 /// How a session writes.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
-    /// Packs uploaded at the same time; each takes up to the repository's pack size of memory.
+    /// Packs uploaded at the same time. A session's memory is the repository's pack size for each of them and for the
+    /// pack being filled.
     pub parallel_uploads: usize,
 }
 
@@ -86,8 +92,8 @@ impl Default for SessionOptions {
 pub struct WriteSession {
     shared: Arc<Shared>,
     gate: RwLock<()>,
-    data_pack: Mutex<Option<OpenPack>>,
-    metadata_pack: Mutex<Option<OpenPack>>,
+    data_pack: PackSlot,
+    metadata_pack: PackSlot,
     generation: Mutex<Arc<Generation>>,
     /// One flush at a time.
     flushing: Mutex<()>,
@@ -102,7 +108,6 @@ struct Shared {
     repo: Arc<Repository>,
     /// Claimed or written here and not yet in the repository's index.
     pending: Mutex<HashSet<ContentId>>,
-    pack_buffers: Mutex<Vec<Vec<u8>>>,
     counters: Counters,
     failure: Mutex<Option<(String, Option<bucket::ErrorKind>)>>,
 }
@@ -128,10 +133,26 @@ struct Generation {
     uploads_done: Condvar,
 }
 
+/// The open pack of one kind, and the buffers for packs of that kind.
+struct PackSlot {
+    open: Mutex<Option<OpenPack>>,
+    buffers: PackBuffers,
+}
+
+/// A fixed number of buffers, used in turn: so a session's memory follows from how much it writes and not from which
+/// of its packs happened to wait for the storage at the same time.
+#[derive(Clone)]
+struct PackBuffers {
+    free: Receiver<Vec<u8>>,
+    back: Sender<Vec<u8>>,
+}
+
 struct OpenPack {
     generation: Arc<Generation>,
     id: Arc<str>,
     bytes: Vec<u8>,
+    /// Where `bytes` goes back to.
+    buffers: PackBuffers,
     entries: Vec<IndexEntry>,
 }
 
@@ -153,12 +174,13 @@ impl WriteSession {
         let shared = Arc::new(Shared {
             repo,
             pending: Mutex::default(),
-            pack_buffers: Mutex::default(),
             counters: Counters::default(),
             failure: Mutex::default(),
         });
-        let (uploads, receiver) = crossbeam_channel::bounded::<ClosedPack>(0);
-        let uploaders = (0..options.parallel_uploads.max(1))
+        let parallel_uploads = options.parallel_uploads.max(1);
+        // Its length is bounded by the number of buffers.
+        let (uploads, receiver) = crossbeam_channel::unbounded::<ClosedPack>();
+        let uploaders = (0..parallel_uploads)
             .map(|number| {
                 let (shared, receiver) = (shared.clone(), receiver.clone());
                 std::thread::Builder::new()
@@ -174,8 +196,8 @@ impl WriteSession {
         Ok(Self {
             shared,
             gate: RwLock::default(),
-            data_pack: Mutex::default(),
-            metadata_pack: Mutex::default(),
+            data_pack: PackSlot::new(parallel_uploads + 1),
+            metadata_pack: PackSlot::new(METADATA_BUFFERS),
             generation,
             flushing: Mutex::default(),
             manifests: Mutex::default(),
@@ -274,8 +296,8 @@ impl WriteSession {
         self.shared.counters.new_contents.fetch_add(1, Ordering::Relaxed);
 
         let now = unix_seconds(repo.now());
-        let mut slot = lock(slot);
-        let pack = slot.get_or_insert_with(|| self.open_pack(&id));
+        let mut open = lock(&slot.open);
+        let pack = open.get_or_insert_with(|| self.open_pack(&id, &slot.buffers));
         pack.entries.push(IndexEntry {
             id,
             timestamp_seconds: superseded_at.map_or(now, |old| now.max(old + 1)),
@@ -291,14 +313,13 @@ impl WriteSession {
         pack.bytes.extend_from_slice(sealed);
         pack.generation.entry_count.fetch_add(1, Ordering::Relaxed);
         let full = pack.bytes.len() >= repo.max_pack_bytes();
-        Ok((stored_bytes, if full { slot.take().map(OpenPack::close) } else { None }))
+        Ok((stored_bytes, if full { open.take().map(OpenPack::close) } else { None }))
     }
 
-    fn open_pack(&self, first: &ContentId) -> OpenPack {
+    fn open_pack(&self, first: &ContentId, buffers: &PackBuffers) -> OpenPack {
+        let mut bytes = buffers.take();
         let generation = lock(&self.generation).clone();
         let prefix = if first.prefix().is_some() { 'q' } else { 'p' };
-        let mut bytes = lock(&self.shared.pack_buffers).pop().unwrap_or_default();
-        bytes.clear();
         // Room for a full pack at once: growing by doubling would take, and keep, half as much again.
         bytes.reserve(self.shared.repo.max_pack_bytes() + PACK_SLACK_BYTES);
         bytes.extend_from_slice(&pack::preamble());
@@ -306,6 +327,7 @@ impl WriteSession {
             id: pack::new_pack_id(prefix, &generation.session_id).into(),
             generation,
             bytes,
+            buffers: buffers.clone(),
             entries: Vec::new(),
         }
     }
@@ -362,7 +384,7 @@ impl WriteSession {
             let _gate = self.gate.write().expect("no panic while held");
             let packs: Vec<_> = [&self.data_pack, &self.metadata_pack]
                 .into_iter()
-                .filter_map(|slot| lock(slot).take().map(OpenPack::close))
+                .filter_map(|slot| lock(&slot.open).take().map(OpenPack::close))
                 .collect();
             let mut current = lock(&self.generation);
             (std::mem::replace(&mut *current, Arc::new(Generation::new(&self.shared.repo))), packs)
@@ -470,7 +492,7 @@ impl Shared {
                 Err(error) => drop(self.fail(error)),
             }
         }
-        lock(&self.pack_buffers).push(pack.bytes);
+        pack.buffers.give_back(pack.bytes);
         let mut outstanding = lock(&generation.uploads_outstanding);
         *outstanding -= 1;
         if *outstanding == 0 {
@@ -552,6 +574,32 @@ impl Generation {
             Some(name) => repo.blobs().delete(&name).map_err(WriteError::storage(format!("removal of marker {name}"))),
             None => Ok(()),
         }
+    }
+}
+
+impl PackSlot {
+    fn new(buffers: usize) -> Self {
+        Self { open: Mutex::default(), buffers: PackBuffers::new(buffers) }
+    }
+}
+
+impl PackBuffers {
+    fn new(count: usize) -> Self {
+        let (back, free) = crossbeam_channel::bounded(count);
+        for _ in 0..count {
+            back.send(Vec::new()).expect("the receiver is at hand");
+        }
+        Self { free, back }
+    }
+
+    /// An empty buffer, once one is free.
+    fn take(&self) -> Vec<u8> {
+        self.free.recv().expect("the sender is at hand")
+    }
+
+    fn give_back(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.back.send(buffer).expect("the receiver is at hand");
     }
 }
 
