@@ -295,19 +295,12 @@ impl Host {
         self.read_checkpoint(attempt, &path, vm, request.consistency, warnings)
     }
 
-    /// Sets `ElementName` with the complete instance as read: some properties are required together (spec 8.7).
-    fn rename_checkpoint(
-        &self,
-        attempt: &str,
-        path: &ObjectPath,
-        mut settings: Instance,
-        tag: &str,
-    ) -> Result<(), Error> {
+    /// Sets `ElementName`.
+    fn rename_checkpoint(&self, attempt: &str, path: &ObjectPath, settings: Instance, tag: &str) -> Result<(), Error> {
         let attempt = format!("{attempt}: name it {tag:?}");
         let attempt = attempt.as_str();
         let service = self.service(attempt, MANAGEMENT_SERVICE)?;
-        settings.properties.retain(|name, _| !name.eq_ignore_ascii_case("ElementName") && !name.starts_with("__"));
-        settings.properties.insert("ElementName".into(), CimValue::String(tag.to_owned()));
+        let settings = cim_xml::changed(&settings, vec![("ElementName", CimValue::String(tag.to_owned()))]);
         let text =
             cim_xml::to_text(&settings).map_err(|source| Error::CimXml { attempt: attempt.to_owned(), source })?;
         let parameters = [("SystemSettings", CimValue::String(text))];

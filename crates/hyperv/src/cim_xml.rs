@@ -50,6 +50,18 @@ pub fn to_text(instance: &Instance) -> Result<String, CimXmlError> {
     Ok(text)
 }
 
+/// A setting as it was read, with some properties changed: the complete instance, because some properties are required
+/// together (spec 8.7). Names compare without case, and system properties are not sent back.
+pub(crate) fn changed(setting: &Instance, changes: Vec<(&str, CimValue)>) -> Instance {
+    let mut changed = setting.clone();
+    changed.path = None;
+    changed
+        .properties
+        .retain(|name, _| !name.starts_with("__") && !changes.iter().any(|(new, _)| name.eq_ignore_ascii_case(new)));
+    changed.properties.extend(changes.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    changed
+}
+
 fn write_property(name: &str, value: &CimValue, text: &mut String) -> Result<(), CimXmlError> {
     let tag = match value {
         CimValue::Null => return Ok(()),

@@ -9,7 +9,7 @@ use crate::cim_xml::{self, scalar_type, type_name};
 use crate::devices::{DiskRole, disk_devices};
 use crate::disk_file::unexpected;
 use crate::error::{INVALID_CLASS, NOT_FOUND};
-use crate::inventory::{COMPONENT, DEVICES, MEDIA};
+use crate::inventory::{COMPONENT, DEVICES, MEDIA, SECURITY};
 use crate::names::configuration_of;
 use crate::seam::{CimType, CimValue, Instance, Namespace, ObjectPath};
 use crate::{Checkpoint, Error, Host, Vm, wql};
@@ -162,11 +162,10 @@ impl Host {
         configuration: &str,
         settings: &[Instance],
     ) -> Result<Option<Instance>, Error> {
-        const CLASS: &str = "Msvm_SecuritySettingData";
-        if settings.iter().any(|setting| setting.class.eq_ignore_ascii_case(CLASS)) {
-            return Ok(settings.iter().find(|setting| setting.class.eq_ignore_ascii_case(CLASS)).cloned());
+        if settings.iter().any(|setting| setting.class.eq_ignore_ascii_case(SECURITY)) {
+            return Ok(settings.iter().find(|setting| setting.class.eq_ignore_ascii_case(SECURITY)).cloned());
         }
-        let all = self.find(attempt, &wql::all(CLASS))?;
+        let all = self.find(attempt, &wql::all(SECURITY))?;
         Ok(all.into_iter().find(|setting| {
             let owner = setting.get("InstanceID").as_str().and_then(configuration_of);
             owner.is_some_and(|owner| owner.eq_ignore_ascii_case(configuration))

@@ -21,12 +21,12 @@ pub(crate) enum DiskRole {
     PassThrough,
 }
 
-const IDE_CONTROLLER: u64 = 5;
-const SCSI_CONTROLLER: u64 = 6;
-const DRIVE: u64 = 17;
-const MEDIUM: u64 = 31;
-const HARD_DISK: &str = "Microsoft:Hyper-V:Virtual Hard Disk";
-const PHYSICAL_DISK: &str = "Microsoft:Hyper-V:Physical Disk Drive";
+pub(crate) const IDE_CONTROLLER: u64 = 5;
+pub(crate) const SCSI_CONTROLLER: u64 = 6;
+pub(crate) const DRIVE: u64 = 17;
+pub(crate) const MEDIUM: u64 = 31;
+pub(crate) const HARD_DISK: &str = "Microsoft:Hyper-V:Virtual Hard Disk";
+pub(crate) const PHYSICAL_DISK: &str = "Microsoft:Hyper-V:Physical Disk Drive";
 
 /// The disks of a configuration among the settings of many, in order of their slots. None is left out: one that cannot
 /// be placed must not be forgotten by a backup.
@@ -79,14 +79,14 @@ pub(crate) fn host_resource(setting: &Instance) -> Option<&str> {
     setting.get("HostResource").as_array()?.first()?.as_str()
 }
 
-fn is(setting: &Instance, resource_type: u64, sub_type: &str) -> bool {
+pub(crate) fn is(setting: &Instance, resource_type: u64, sub_type: &str) -> bool {
     setting.get("ResourceType").as_u64() == Some(resource_type)
         && setting.get("ResourceSubType").as_str() == Some(sub_type)
 }
 
 /// The device one level up: by `Parent`, else by the grammar of `InstanceID` (`…\D` for a drive, nothing for a
 /// controller).
-fn parent_of<'a>(child: &Instance, devices: &[&'a Instance], parent_mark: char) -> Option<&'a Instance> {
+pub(crate) fn parent_of<'a>(child: &Instance, devices: &[&'a Instance], parent_mark: char) -> Option<&'a Instance> {
     if let Some(parent) = child.get("Parent").as_str() {
         let found =
             devices.iter().find(|device| device.path.as_ref().is_some_and(|path| same_path(path.as_str(), parent)));

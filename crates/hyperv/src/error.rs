@@ -68,6 +68,14 @@ pub enum Error {
     #[error("{attempt}: {what} is not on this host")]
     Missing { attempt: String, what: String },
 
+    /// What is to be made is there already.
+    #[error("{attempt}: {what} is on this host already; remove it first, or choose a new id")]
+    Exists { attempt: String, what: String },
+
+    /// The VM is a role of this host's cluster, and another node owns it (spec 4.10).
+    #[error("{attempt}: node {node} of the cluster owns it; run this there, or move the VM here")]
+    OnOtherNode { attempt: String, node: String },
+
     /// A call was sent, and how it ended cannot be learned: the service went away, or the job's object expired. Looking
     /// at the VM did not show the result.
     #[error("{attempt}: {reason}, and {seen}")]
@@ -100,8 +108,8 @@ impl Error {
             Self::JobFailed { failure, .. } => failure.kind(),
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
-            Self::Missing { .. } => ErrorKind::NotFound,
-            Self::Unexpected { .. } | Self::CimXml { .. } => ErrorKind::Other,
+            Self::Missing { .. } | Self::OnOtherNode { .. } => ErrorKind::NotFound,
+            Self::Unexpected { .. } | Self::Exists { .. } | Self::CimXml { .. } => ErrorKind::Other,
             Self::VirtDisk { source, .. } => hresult_kind(source.code).unwrap_or(ErrorKind::Other),
             Self::File { source, .. } => file_error_kind(source),
         }
@@ -164,10 +172,11 @@ fn more_texts(texts: &[String]) -> String {
     texts.iter().map(|text| format!("; {text}")).collect()
 }
 
-/// Making a checkpoint or a reference point failed, and this is what it may have left on the host.
+/// Making a checkpoint, a reference point or a VM failed, and this is what it may have left on the host.
 ///
-/// The objects in `left_behind` were not there before the call. On a VM that nobody else works on they are the
-/// caller's; they are not removed here, because only the caller knows whether that holds (spec 0.4).
+/// The objects in `left_behind` were not there before the call. Checkpoints and reference points are not removed here,
+/// because only the caller knows whether nobody else works on the VM (spec 0.4). A VM that was not finished is removed;
+/// it is named only when that failed too.
 #[derive(Debug)]
 pub struct CreateError {
     /// What failed.

@@ -29,7 +29,7 @@ pub struct HostFacts {
     pub os_caption: Option<String>,
     /// `Win32_OperatingSystem.Version`, such as `10.0.20348`.
     pub os_version: Option<String>,
-    /// Reference points exist, hence incremental backups: Server 2016 or later. Otherwise every backup is a full one.
+    /// Reference points exist, hence incremental backups: Server 2016 or later, in its cluster too. Otherwise every backup is a full one.
     pub reference_points: bool,
 }
 
@@ -82,7 +82,7 @@ impl Host {
             Err(error) => return Err(error.into()),
         };
         let Some(service) = services.first() else { return Err(self.why_no_service()) };
-        let reference_points = self.class_properties(attempt, REFERENCE_POINT_SERVICE)?.is_some();
+        let reference_points = self.makes_reference_points(attempt)?;
         let os = self.query(attempt, Namespace::Cimv2, &wql::all("Win32_OperatingSystem")).unwrap_or_default();
         let os_text = |name| os.first().and_then(|os| os.get(name).as_str()).map(str::to_owned);
         Ok(HostFacts {

@@ -8,11 +8,10 @@ use crate::checkpoint_list::{CheckpointInfo, CheckpointKind, checkpoint_info};
 use crate::devices::{DiskDevice, DiskRole, disk_devices};
 use crate::disk_file::DiskFormat;
 use crate::guest::{Guest, guest};
-use crate::host::REFERENCE_POINT_SERVICE;
 use crate::names::configuration_of;
 use crate::reference_point::{ReferencePoint, reference_point};
 use crate::seam::{CimValue, Instance, ObjectPath};
-use crate::{DiskSlot, Error, Host, VmId, wql};
+use crate::{ClusteredVm, DiskSlot, Error, Host, VmId, wql};
 
 /// A VM that is registered on the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +46,10 @@ pub struct Vm {
     pub vss: VssReadiness,
     /// What the guest says it is.
     pub guest: Guest,
+    /// A virtual TPM is on.
+    pub tpm: bool,
+    /// Shielding was asked for: no console, and no start outside of the guarded fabric (spec 6.6).
+    pub shielded: bool,
     /// Hyper-V Replica: 0 none, 1 primary, 2 replica, 3 test replica, 4 extended replica; primary and replica share the
     /// VM id.
     pub replication_mode: u16,
@@ -278,6 +281,7 @@ struct Records {
     vss_settings: Vec<Instance>,
     vss_components: Vec<Instance>,
     kvp_components: Vec<Instance>,
+    security: Vec<Instance>,
     host_tracks: bool,
 }
 
@@ -297,7 +301,8 @@ impl Host {
             vss_settings: all(VSS_SETTINGS)?,
             vss_components: all(VSS_COMPONENTS)?,
             kvp_components: all(KVP_COMPONENTS)?,
-            host_tracks: self.class_properties(attempt, REFERENCE_POINT_SERVICE)?.is_some(),
+            security: all(SECURITY)?,
+            host_tracks: self.makes_reference_points(attempt)?,
         };
         self.join(attempt, &records)
     }
@@ -329,7 +334,8 @@ impl Host {
             vss_settings: of_class(VSS_SETTINGS),
             vss_components: self.find(attempt, &wql::by(VSS_COMPONENTS, "SystemName", id.as_str()))?,
             kvp_components: self.find(attempt, &wql::by(KVP_COMPONENTS, "SystemName", id.as_str()))?,
-            host_tracks: self.class_properties(attempt, REFERENCE_POINT_SERVICE)?.is_some(),
+            security: self.find(attempt, &wql::all(SECURITY))?,
+            host_tracks: self.makes_reference_points(attempt)?,
         };
         Ok(self.join(attempt, &records)?.into_iter().next())
     }
@@ -338,10 +344,14 @@ impl Host {
     /// in case.
     pub fn find_vm(&self, selector: &str) -> Result<Vm, FindError> {
         let not_found = || FindError::NotFound { selector: selector.to_owned() };
-        if let Ok(id) = selector.parse::<VmId>()
-            && let Some(vm) = self.vm(&id)?
-        {
-            return Ok(vm);
+        if let Ok(id) = selector.parse::<VmId>() {
+            if let Some(vm) = self.vm(&id)? {
+                return Ok(vm);
+            }
+            // A cluster that does not answer is no worse than none here.
+            if let Ok(Some(ClusteredVm { owner_node, .. })) = self.clustered_vm(&id) {
+                return Err(Error::OnOtherNode { attempt: format!("find VM {id}"), node: owner_node }.into());
+            }
         }
         // Names are compared here and never enter a query.
         let attempt = format!("find VM {selector:?}");
@@ -381,6 +391,9 @@ impl Host {
             let Some(active) = settings.iter().find(|settings| is_active(settings)) else { continue };
             let (Some(path), Some(settings_path)) = (&system.path, &active.path) else { continue };
             let text = |instance: &Instance, name| instance.get(name).as_str().unwrap_or_default().to_owned();
+            let configuration = active.get("InstanceID").as_str().and_then(configuration_of).unwrap_or_default();
+            let security = records.security.iter().find(|setting| belongs_to(setting, configuration));
+            let is_on = |name| security.is_some_and(|security| security.get(name).as_bool() == Some(true));
             let mut vm = Vm {
                 name: text(system, "ElementName"),
                 path: path.clone(),
@@ -396,10 +409,11 @@ impl Host {
                 reference_points: records.reference_points.iter().filter(is_own).filter_map(reference_point).collect(),
                 vss: vss_readiness(&id, records),
                 guest: guest(records.kvp_components.iter().find(|component| is_device_of(component, &id))),
+                tpm: is_on("TpmEnabled"),
+                shielded: is_on("ShieldingRequested"),
                 replication_mode: number(system, "ReplicationMode"),
                 id,
             };
-            let configuration = active.get("InstanceID").as_str().and_then(configuration_of).unwrap_or_default();
             let devices = disk_devices(configuration, &records.media, &records.drives_and_controllers);
             for device in devices {
                 self.add_disk(attempt, &image_service, records.host_tracks, device, &mut vm)?;
@@ -481,6 +495,7 @@ pub(crate) const MEDIA: &str = "Msvm_StorageAllocationSettingData";
 pub(crate) const DEVICES: &str = "Msvm_ResourceAllocationSettingData";
 pub(crate) const REFERENCE_POINTS: &str = "Msvm_VirtualSystemReferencePoint";
 pub(crate) const COMPONENT: &str = "Msvm_VirtualSystemSettingDataComponent";
+pub(crate) const SECURITY: &str = "Msvm_SecuritySettingData";
 const FIBRE_CHANNEL: &str = "Msvm_SyntheticFcPortSettingData";
 const VSS_SETTINGS: &str = "Msvm_VssComponentSettingData";
 const VSS_COMPONENTS: &str = "Msvm_VssComponent";

@@ -54,10 +54,12 @@ mod names;
 mod host;
 mod job;
 
+mod cluster;
 mod devices;
 mod disk_file;
 mod guest;
 mod inventory;
+mod protection;
 
 mod checkpoint;
 mod checkpoint_list;
@@ -73,6 +75,7 @@ mod reference_point;
 pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
 pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FrozenDisk, GuestBackup};
 pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
+pub use cluster::{Cluster, ClusteredVm, is_on_cluster_shared_volume};
 pub use config_file::ConfigFile;
 pub use definition::{DefinedDisk, Definition, DefinitionHost, DefinitionSummary, Setting, TypedValue};
 pub use disk_file::DiskFormat;
@@ -85,5 +88,6 @@ pub use inventory::{
 };
 pub use job::{Cancel, JobLimits};
 pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};
-pub use names::{ControllerKind, DiskSlot, VmId, file_name, slot_part};
+pub use names::{ControllerKind, DiskSlot, NotASlot, VmId, file_name, slot_part};
+pub use protection::{Caution, FullOnly, Impossible, Protection};
 pub use reference_point::{Conversion, DiskTracking, ReferencePoint, TrackingDefect};

@@ -70,6 +70,29 @@ impl fmt::Display for DiskSlot {
     }
 }
 
+impl FromStr for DiskSlot {
+    type Err = NotASlot;
+
+    /// The form that `Display` writes; `ide` and `scsi` in any case.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || NotASlot(text.to_owned());
+        let (controller, place) = text.split_once(' ').ok_or_else(wrong)?;
+        let (number, location) = place.split_once(':').ok_or_else(wrong)?;
+        let controller = match controller.to_ascii_uppercase().as_str() {
+            "IDE" => ControllerKind::Ide,
+            "SCSI" => ControllerKind::Scsi,
+            _ => return Err(wrong()),
+        };
+        let digits = |text: &str| text.parse::<u32>().map_err(|_| wrong());
+        Ok(Self { controller, controller_number: digits(number)?, location: digits(location)? })
+    }
+}
+
+/// A text does not name a slot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no slot such as \"SCSI 0:1\"")]
+pub struct NotASlot(String);
+
 /// The configuration that a setting belongs to: the `<cfg>` of `Microsoft:<cfg>\…` (spec 1.4).
 pub(crate) fn configuration_of(instance_id: &str) -> Option<&str> {
     let rest = instance_id.strip_prefix("Microsoft:")?;
@@ -112,6 +135,16 @@ mod tests {
             ("", None, ""),
         ] {
             assert_eq!((configuration_of(id), slot_part(id)), (configuration, slot), "{id}");
+        }
+    }
+
+    #[test]
+    fn slots_come_back_from_their_text() {
+        for text in ["SCSI 0:1", "IDE 1:0", "SCSI 3:63"] {
+            assert_eq!(text.parse::<DiskSlot>().unwrap().to_string(), text);
+        }
+        for text in ["", "SCSI", "SCSI 0", "SCSI 0:", "NVMe 0:0", "SCSI 0:0:0", "SCSI -1:0"] {
+            assert!(text.parse::<DiskSlot>().is_err(), "{text:?}");
         }
     }
 

@@ -28,6 +28,12 @@ pub(crate) fn by(class: &str, property: &str, value: &str) -> String {
     format!("SELECT * FROM {class} WHERE {property} = {}", literal(value))
 }
 
+/// The defaults that a new setting is cloned from (spec 1.7).
+pub(crate) fn template(class: &str, sub_type: &str) -> String {
+    let (sub_type, ending) = (literal(sub_type), literal(r"%\Default"));
+    format!("SELECT * FROM {class} WHERE ResourceSubType = {sub_type} AND InstanceID LIKE {ending}")
+}
+
 /// What an association leads to from an object. The path stands as `__PATH` delivered it, without further quoting.
 pub(crate) fn associated(with: &ObjectPath, association: &str, result_class: Option<&str>) -> String {
     let mut query = format!("ASSOCIATORS OF {{{with}}} WHERE AssocClass = {association}");
@@ -58,6 +64,14 @@ mod tests {
         ] {
             assert_eq!(literal(value), expected, "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_template_is_the_default_of_its_sub_type() {
+        assert_eq!(
+            template("Msvm_X", "Microsoft:Hyper-V:Virtual CD/DVD Disk"),
+            r"SELECT * FROM Msvm_X WHERE ResourceSubType = 'Microsoft:Hyper-V:Virtual CD/DVD Disk' AND InstanceID LIKE '%\\Default'"
+        );
     }
 
     #[test]

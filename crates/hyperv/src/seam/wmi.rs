@@ -11,6 +11,8 @@ pub enum Namespace {
     Cimv2,
     /// `root\Microsoft\Windows\Storage`.
     Storage,
+    /// `root\MSCluster`: there on the nodes of a failover cluster, and where its tools are installed.
+    Cluster,
 }
 
 impl Namespace {
@@ -20,6 +22,7 @@ impl Namespace {
             Self::Virtualization => r"root\virtualization\v2",
             Self::Cimv2 => r"root\cimv2",
             Self::Storage => r"root\Microsoft\Windows\Storage",
+            Self::Cluster => r"root\MSCluster",
         }
     }
 }

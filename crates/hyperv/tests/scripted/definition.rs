@@ -61,6 +61,7 @@ fn every_property_is_kept_with_its_type() {
         "sec",
         vec![("InstanceID", text(&format!(r"Microsoft:{VM}\SEC"))), ("TpmEnabled", CimValue::Boolean(true))],
     );
+    script.forget_query(SECURITY);
     script.on_query(SECURITY, vec![security.clone()]);
     let protector = CimValue::Array(CimType::Uint8, vec![CimValue::Uint8(0), CimValue::Uint8(255)]);
     script.on_call("GetKeyProtector", Ok(output(0, vec![("KeyProtector", protector)])));
@@ -106,6 +107,7 @@ fn a_tpm_without_its_key_protector_is_an_error() {
     let vm = vm(&script);
     script.on_get(settings(VM, "System:Realized", "web"));
     let security = vec![("InstanceID", text(&format!(r"Microsoft:{VM}\SEC"))), ("TpmEnabled", CimValue::Boolean(true))];
+    script.forget_query(SECURITY);
     script.on_query(SECURITY, vec![instance("Msvm_SecuritySettingData", "sec", security)]);
     script.on_call("GetKeyProtector", Ok(output(32769, vec![])));
     let error = script.host().capture_definition(&vm).unwrap_err();

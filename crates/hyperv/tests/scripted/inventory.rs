@@ -13,7 +13,7 @@ const OTHER_VM: &str = "1A1B2C3D-0000-1111-2222-333344445555";
 const DEVICE: &str = "Msvm_ResourceAllocationSettingData";
 
 /// A whole host in bulk answers; `media` and `devices` are added to the disk of VM "web".
-fn bulk(
+pub fn bulk(
     systems: Vec<Instance>,
     all_settings: Vec<Instance>,
     media: Vec<Instance>,

@@ -18,6 +18,9 @@ pub const CHECKPOINT: &str = "CCCCCCCC-0000-1111-2222-333344445555";
 pub const DISK: &str = "dddddddd-0000-1111-2222-333344445555";
 pub const SCSI: &str = "EEEEEEEE-0000-1111-2222-333344445555";
 
+/// `WBEM_E_INVALID_NAMESPACE`: the answer of a host without the role, or without a cluster.
+pub const NO_NAMESPACE: u32 = 0x8004_100E;
+
 type Answers<T> = Mutex<HashMap<String, VecDeque<Result<T, WmiError>>>>;
 
 type OpenDisk = Box<dyn Fn() -> Result<Box<dyn VirtDiskHandle>, VirtDiskError> + Send>;
@@ -337,6 +340,8 @@ pub fn one_vm() -> Arc<Script> {
     ] {
         script.on_query(format!("SELECT * FROM {class}"), vec![service(class)]);
     }
+    script.on_query_error("SELECT * FROM MSCluster_Cluster", NO_NAMESPACE);
+    script.on_query("SELECT * FROM Msvm_SecuritySettingData", vec![]);
     script.on_class("Msvm_VirtualSystemReferencePointService", &[]);
     script.on_class("Msvm_VirtualSystemSnapshotSettingData", &["ConsistencyLevel", "GuestBackupType"]);
     script.on_query(format!("SELECT * FROM Msvm_ComputerSystem WHERE Name = '{VM}'"), vec![computer(VM, "web")]);
