@@ -1,0 +1,42 @@
+//! A server for the Network Block Device protocol.
+//!
+//! An *export* is a [`Device`] under a name. A client connects, haggles over options until it has chosen an export, and
+//! then sends requests, many at a time, each of which is answered when it is done.
+//!
+//! How a use flows: implement [`Device`] (or take a [`FileDevice`]), put it into [`Exports`], give them to
+//! [`Server::start`], and let that listen on a Unix socket or on a loopback address. [`Server::shutdown`] lets requests
+//! in flight finish and flushes every device. `examples/serve_file.rs` is all of this in a few lines.
+//!
+//! What a peer sends is never trusted: lengths are checked before anything is allocated, memory is bounded by
+//! [`ServerOptions`], and a request that cannot be granted is answered with its error while the connection goes on.
+//!
+//! Left out so far: TLS, and with it every address that other machines can reach; extended headers (requests beyond
+//! 4 GiB); resizing; clients.
+//!
+//! Where to start reading: `device.rs`, then `negotiation.rs` (a state machine without a socket), `request.rs` (which
+//! requests are granted, a pure function), `perform.rs`, and last `connection.rs` and `server.rs`, where threads and
+//! sockets are. Source of the protocol: `doc/proto.md` of the NetworkBlockDevice project; where it leaves a choice, our
+//! "spec A".
+
+mod device;
+mod export;
+
+mod wire;
+
+mod negotiation;
+mod reply;
+mod request;
+
+mod budget;
+mod connection;
+mod perform;
+mod server;
+mod stream;
+
+mod file_device;
+
+pub use device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
+pub use export::{Export, ExportError, Exports};
+pub use file_device::{FileDevice, OpenFileError};
+pub use negotiation::{Agreement, Negotiation, Step};
+pub use server::{ListenError, Server, ServerOptions};

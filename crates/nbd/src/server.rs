@@ -1,0 +1,331 @@
+//! Listening, and the life of connections.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
+use std::os::unix::net::{UnixListener, UnixStream};
+#[cfg(unix)]
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::budget::Budget;
+use crate::connection::{Limits, transmit};
+use crate::stream::Stream;
+use crate::wire::MAX_PAYLOAD_BYTES;
+use crate::{Agreement, DeviceError, Exports, Negotiation, Step};
+
+/// Pause after an attempt to accept a connection that failed, for want of file handles for instance.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Bounds of what clients can use up.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Connections at once; more are closed without a word.
+    pub max_connections: usize,
+    /// Requests of one connection that are carried out at once, each by a thread.
+    pub requests_per_connection: usize,
+    /// Payload in memory for one connection; at least 32 MiB, the longest request.
+    pub payload_bytes_per_connection: u64,
+    /// Payload in memory for all of them; at least 32 MiB.
+    pub payload_bytes: u64,
+    /// For the whole handshake of a connection.
+    pub handshake_timeout: Duration,
+    /// A client that takes nothing of its replies for this long is cut off.
+    pub reply_timeout: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 64,
+            requests_per_connection: 16,
+            payload_bytes_per_connection: 64 << 20,
+            payload_bytes: 256 << 20,
+            handshake_timeout: Duration::from_secs(30),
+            reply_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A server with its listeners and connections. Dropping it is a [`shutdown`](Self::shutdown) without its answer.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<Listener>,
+}
+
+struct Shared {
+    exports: Exports,
+    options: ServerOptions,
+    payload: Budget,
+    draining: AtomicBool,
+    connections: Mutex<Connections>,
+    /// Signalled when a connection has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    open: HashMap<u64, Stream>,
+}
+
+struct Listener {
+    thread: JoinHandle<()>,
+    address: Address,
+}
+
+enum Address {
+    Tcp(SocketAddr),
+    #[cfg(unix)]
+    Unix(PathBuf),
+}
+
+impl Server {
+    /// Listens nowhere yet.
+    pub fn start(exports: Exports, options: ServerOptions) -> Self {
+        let longest = u64::from(MAX_PAYLOAD_BYTES);
+        let shared = Shared {
+            exports,
+            payload: Budget::new(options.payload_bytes.max(longest)),
+            options,
+            draining: AtomicBool::new(false),
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        Self { shared: Arc::new(shared), listeners: Vec::new() }
+    }
+
+    /// Listens on a loopback address; port 0 picks one. Gives the address.
+    ///
+    /// Without TLS there is neither secrecy nor a login, so other addresses are refused (spec A.9). Everyone on this
+    /// machine can connect; a socket in a private folder is better where clients know it.
+    pub fn listen_tcp(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        if !address.ip().is_loopback() {
+            return Err(ListenError::NeedsTls(address));
+        }
+        let failed = |source| ListenError::Listen { address: address.to_string(), source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        self.listen(Address::Tcp(bound), move || listener.accept().map(|(socket, _)| Stream::Tcp(socket)))?;
+        Ok(bound)
+    }
+
+    /// Listens on a Unix socket, which must not exist yet and is removed at the end. Who may connect is a matter of
+    /// the folder's permissions.
+    #[cfg(unix)]
+    pub fn listen_unix(&mut self, path: &Path) -> Result<(), ListenError> {
+        let failed = |source| ListenError::Listen { address: path.display().to_string(), source };
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        self.listen(Address::Unix(path.to_owned()), move || listener.accept().map(|(socket, _)| Stream::Unix(socket)))
+    }
+
+    fn listen(
+        &mut self,
+        address: Address,
+        accept: impl Fn() -> io::Result<Stream> + Send + 'static,
+    ) -> Result<(), ListenError> {
+        let shared = self.shared.clone();
+        let shown = address.to_string();
+        let thread = thread::Builder::new().name("nbd accept".into()).spawn(move || accept_all(&shared, accept));
+        let thread = thread.map_err(|source| ListenError::Listen { address: shown, source })?;
+        self.listeners.push(Listener { thread, address });
+        Ok(())
+    }
+
+    /// Ends (spec A.7): accepts nobody, refuses new requests, lets those in flight finish for at most `grace`, closes
+    /// every connection, and flushes every writable device. The error is the first that a flush gave.
+    pub fn shutdown(mut self, grace: Duration) -> Result<(), DeviceError> {
+        self.end(grace);
+        let writable = self.shared.exports.iter().filter(|export| !export.read_only);
+        writable.map(|export| export.device.flush()).fold(Ok(()), Result::and)
+    }
+
+    fn end(&mut self, grace: Duration) {
+        if self.shared.draining.swap(true, Ordering::SeqCst) {
+            // Dropped after it was shut down.
+            return;
+        }
+        for listener in self.listeners.drain(..) {
+            // A thread that cannot be woken is left behind: it would not end.
+            if listener.address.wake() {
+                let _ = listener.thread.join();
+            }
+            listener.address.remove();
+        }
+        let deadline = Instant::now() + grace;
+        let mut connections = self.shared.connections();
+        // What was sent already is still read, and refused; then the client's side is at its end.
+        connections.open.values().for_each(|stream| stream.shutdown(Shutdown::Read));
+        while !connections.open.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                connections.open.values().for_each(|stream| stream.shutdown(Shutdown::Both));
+                return;
+            }
+            let waited = self.shared.ended.wait_timeout(connections, left);
+            connections = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(Duration::from_secs(10));
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a connection; `None` when there are too many, or the server ends.
+    fn enter(&self, stream: &Stream) -> Option<u64> {
+        let mut connections = self.connections();
+        // Asked under the lock, so that shutting down sees every connection that was entered.
+        if self.draining.load(Ordering::SeqCst) || connections.open.len() >= self.options.max_connections {
+            return None;
+        }
+        let stream = stream.try_clone().ok()?;
+        let number = connections.next;
+        connections.next += 1;
+        connections.open.insert(number, stream);
+        Some(number)
+    }
+}
+
+/// Takes a connection off the list, however its thread ends.
+struct Entry {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let stream = self.shared.connections().open.remove(&self.number);
+        if let Some(stream) = stream {
+            stream.shutdown(Shutdown::Both);
+        }
+        self.shared.ended.notify_all();
+    }
+}
+
+fn accept_all(shared: &Arc<Shared>, accept: impl Fn() -> io::Result<Stream>) {
+    while !shared.draining.load(Ordering::SeqCst) {
+        let Ok(stream) = accept() else {
+            thread::sleep(ACCEPT_RETRY);
+            continue;
+        };
+        let Some(number) = shared.enter(&stream) else { continue };
+        let entry = Entry { shared: shared.clone(), number };
+        // Without a thread the connection ends: its entry is dropped with the closure.
+        let _ = thread::Builder::new().name("nbd connection".into()).spawn(move || {
+            // That a connection broke concerns its client only.
+            let _ = serve(&entry.shared, &stream);
+        });
+    }
+}
+
+/// One connection from greeting to end.
+fn serve(shared: &Shared, stream: &Stream) -> io::Result<()> {
+    let options = &shared.options;
+    stream.set_no_delay()?;
+    stream.set_write_timeout(Some(options.reply_timeout))?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let Some(agreement) = shake_hands(shared, stream, &mut reader)? else { return Ok(()) };
+    stream.set_read_timeout(None)?;
+    let payload = Budget::new(options.payload_bytes_per_connection.max(MAX_PAYLOAD_BYTES.into()));
+    let limits = Limits {
+        threads: options.requests_per_connection,
+        payload: &payload,
+        all_payload: &shared.payload,
+        draining: &shared.draining,
+        hang_up: &|| stream.shutdown(Shutdown::Both),
+    };
+    transmit(reader, stream.try_clone()?, &agreement, &limits);
+    Ok(())
+}
+
+/// `None` when it came to nothing.
+fn shake_hands(shared: &Shared, stream: &Stream, reader: &mut BufReader<Stream>) -> io::Result<Option<Agreement>> {
+    let mut writer = stream.try_clone()?;
+    writer.write_all(&Negotiation::greeting())?;
+    let deadline = Instant::now() + shared.options.handshake_timeout;
+    let mut negotiation = Negotiation::new(&shared.exports);
+    let mut output = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let input = reader.fill_buf()?;
+        if input.is_empty() {
+            return Ok(None);
+        }
+        if shared.draining.load(Ordering::SeqCst) {
+            negotiation.drain();
+        }
+        let (taken, step) = negotiation.feed(input, &mut output);
+        reader.consume(taken);
+        writer.write_all(&output)?;
+        output.clear();
+        match step {
+            Step::More => {}
+            Step::Close => return Ok(None),
+            Step::Transmit(agreement) => return Ok(Some(agreement)),
+        }
+    }
+}
+
+impl Address {
+    /// Ends the wait of the thread that accepts here, by a connection. False when that was not possible.
+    fn wake(&self) -> bool {
+        match self {
+            Self::Tcp(address) => TcpStream::connect_timeout(address, Duration::from_secs(1)).is_ok(),
+            #[cfg(unix)]
+            Self::Unix(path) => UnixStream::connect(path).is_ok(),
+        }
+    }
+
+    fn remove(&self) {
+        match self {
+            Self::Tcp(_) => {}
+            #[cfg(unix)]
+            Self::Unix(path) => {
+                // A socket without a listener: harmless if it stays.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            #[cfg(unix)]
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Other machines could reach the address, and there is no TLS.
+    #[error("listen on {0}: without TLS only loopback addresses and Unix sockets are served")]
+    NeedsTls(SocketAddr),
+    /// The operating system refused.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+}
