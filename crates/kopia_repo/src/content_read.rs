@@ -11,6 +11,7 @@ use crate::blob::BlobStore;
 use crate::error::ReadError;
 use crate::format::compression::{CompressionId, DecompressContext, decompress};
 use crate::format::content_id::ContentId;
+use crate::format::encryption::NONCE_BYTES;
 use crate::format::index::IndexEntry;
 
 /// Longest content of a data pack that is read in one piece; longer ones (up to the format's 2^28) are refused rather
@@ -24,12 +25,23 @@ impl Repository {
     /// (spec 3.12).
     pub fn read_content(&self, id: &ContentId) -> Result<Vec<u8>, ReadError> {
         let mut plaintext = Vec::new();
-        self.read_content_into(id, &mut plaintext)?;
+        self.append_content(id, &mut plaintext)?;
         Ok(plaintext)
     }
 
     /// The same into a buffer that the caller reuses; what it held is replaced.
     pub fn read_content_into(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
+        plaintext.clear();
+        self.append_content(id, plaintext)
+    }
+
+    /// The same, appended to a buffer of the caller's; on an error the buffer is as it was.
+    pub fn append_content(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
+        let start = plaintext.len();
+        self.try_append(id, plaintext).inspect_err(|_| plaintext.truncate(start))
+    }
+
+    fn try_append(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
         let entry = self.lookup(id)?;
         let missing = match entry {
             Some(entry) => match self.fetch(&entry) {
@@ -73,7 +85,7 @@ impl Repository {
         ReadError::Storage { what: format!("content {} from pack {}", entry.id, entry.pack), source }
     }
 
-    /// Decrypts, decompresses and checks one stored content.
+    /// Decrypts, decompresses and checks one stored content; appends it.
     pub(crate) fn decode(&self, entry: &IndexEntry, stored: &[u8], plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
         if entry.encryption_key_id != 0 {
             return Err(ReadError::Unsupported {
@@ -85,16 +97,14 @@ impl Repository {
             return Err(damaged(entry, "it claims to be longer than any content"));
         }
         let iv = entry.id.iv();
-        plaintext.clear();
+        let start = plaintext.len();
         if entry.compression == CompressionId::NONE {
             plaintext.extend_from_slice(stored);
-            let range = {
-                let opened = self.cipher().open(&iv, plaintext).map_err(|error| damaged(entry, error))?;
-                opened.len()
-            };
+            let sealed = &mut plaintext[start..];
+            let len = self.cipher().open(&iv, sealed).map_err(|error| damaged(entry, error))?.len();
             // The plaintext lies behind the nonce, in front of the tag.
-            plaintext.copy_within(crate::format::encryption::NONCE_BYTES.., 0);
-            plaintext.truncate(range);
+            sealed.copy_within(NONCE_BYTES..NONCE_BYTES + len, 0);
+            plaintext.truncate(start + len);
         } else {
             SCRATCH.with_borrow_mut(|(sealed, context)| {
                 sealed.clear();
@@ -104,6 +114,7 @@ impl Repository {
                     .map_err(|error| damaged(entry, error))
             })?;
         }
+        let plaintext = &plaintext[start..];
         if plaintext.len() != entry.original_len as usize {
             return Err(damaged(entry, format!("{} bytes instead of {}", plaintext.len(), entry.original_len)));
         }

@@ -157,5 +157,6 @@ impl Drop for TemporaryFile {
 
 /// Windows counts from 1601 in steps of 100 ns; what lies before stays out.
 fn times(entry: &DirEntry) -> FileTimes {
-    FileTimes::new().set_modified(SystemTime::from(entry.mtime))
+    let times = FileTimes::new();
+    SystemTime::try_from(entry.mtime).map_or(times, |time| times.set_modified(time))
 }
