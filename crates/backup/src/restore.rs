@@ -5,11 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use crossbeam_channel::RecvTimeoutError;
 use kopia_repo::ContentId;
-use vhdx::WriteAt;
+use vhdx::WriteAt as _;
+use vhdx::io::{UncachedFile, begin_aligned};
 
 use crate::disk_object::DiskObject;
 use crate::observer::{Event, Observer};
@@ -18,10 +17,6 @@ use crate::{BackupError, Cancel};
 
 /// Segments per message to the writers.
 const BATCH: usize = 16;
-/// The target is flushed while it is written, whenever this much is new: the volume works from the beginning, and the
-/// flush at the end finds little left.
-const FLUSH_BYTES: u64 = 256 << 20;
-const FLUSH_POLL: Duration = Duration::from_millis(50);
 
 /// What the target file is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,34 +94,20 @@ fn copy(
         failed.store(true, Ordering::Relaxed);
     };
     let written = AtomicU64::new(0);
+    let to = UncachedFile::new(&output.file, &output.working);
     let (tasks_in, tasks) = crossbeam_channel::bounded::<Vec<Task>>(2 * writers);
-    let (writing, all_written) = crossbeam_channel::bounded::<()>(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut flushed = 0;
-            // Ends when the last writer has dropped its sender.
-            while let Err(RecvTimeoutError::Timeout) = all_written.recv_timeout(FLUSH_POLL) {
-                let now = written.load(Ordering::Relaxed);
-                if now - flushed >= FLUSH_BYTES && !failed.load(Ordering::Relaxed) {
-                    flushed = now;
-                    if let Err(source) = output.file.sync_data() {
-                        fail(output.failed(source));
-                    }
-                }
-            }
-        });
         for _ in 0..writers {
-            let (tasks, writing) = (tasks.clone(), writing.clone());
-            let (fail, failed, written) = (&fail, &failed, &written);
+            let tasks = tasks.clone();
+            let (fail, failed, written, to) = (&fail, &failed, &written, &to);
             scope.spawn(move || {
-                let _writing = writing;
                 let mut plaintext = Vec::new();
                 for batch in tasks {
                     for task in batch {
                         if failed.load(Ordering::Relaxed) {
                             return;
                         }
-                        match write_segment(disk, output, task, &mut plaintext) {
+                        match write_segment(disk, output, to, task, &mut plaintext) {
                             Ok(()) => {
                                 written.fetch_add(task.len_bytes, Ordering::Relaxed);
                                 observer.event(Event::Advanced { subject: label, bytes: task.len_bytes });
@@ -137,7 +118,7 @@ fn copy(
                 }
             });
         }
-        drop((tasks, writing));
+        drop(tasks);
         let mut batch = Vec::with_capacity(BATCH);
         let sent = for_each_task(disk, format, output.device, &mut |task| {
             if cancel.is_cancelled() {
@@ -162,18 +143,23 @@ fn copy(
     }
 }
 
-fn write_segment(disk: &DiskObject, output: &Output, task: Task, plaintext: &mut Vec<u8>) -> Result<(), BackupError> {
+fn write_segment(
+    disk: &DiskObject,
+    output: &Output,
+    to: &UncachedFile<'_>,
+    task: Task,
+    plaintext: &mut Vec<u8>,
+) -> Result<(), BackupError> {
+    let len = task.len_bytes as usize;
+    let start = begin_aligned(plaintext, disk.layout().segment_bytes() as usize);
     match task.content {
-        Some(content) => disk.repository().read_content_into(&content, plaintext)?,
-        None => {
-            plaintext.clear();
-            plaintext.resize(task.len_bytes as usize, 0);
-        }
+        Some(content) => disk.repository().append_content(&content, plaintext)?,
+        None => plaintext.resize(start + len, 0),
     }
-    let bytes = plaintext.get(..task.len_bytes as usize).ok_or_else(|| BackupError::ReadBack {
-        problem: format!("a segment has {} bytes instead of {}", plaintext.len(), task.len_bytes),
+    let bytes = plaintext.get(start..start + len).ok_or_else(|| BackupError::ReadBack {
+        problem: format!("a segment has {} bytes instead of {len}", plaintext.len() - start),
     })?;
-    output.file.write_all_at(bytes, task.offset_bytes).map_err(|source| output.failed(source))
+    to.write_all_at(bytes, task.offset_bytes).map_err(|source| output.failed(source))
 }
 
 /// Every segment that has to be written, in an order close to that of the packs. The visitor may end the walk.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::create::create_complete;
 use crate::format::MIB;
+use crate::io::{UncachedFile, begin_aligned};
 use crate::stream::{SlotMap, StreamGeometry, StreamHead, StreamIds};
 use crate::{CreateError, Extent, ExtentKind, Extents, GeometryError, ReadError, VirtualDisk, WriteAt};
 
@@ -64,9 +65,12 @@ pub fn to_path(
     target: &ConvertTarget,
     options: &ConvertOptions<'_>,
 ) -> Result<ConvertSummary, ConvertError> {
-    create_complete(path, |file| match target {
-        ConvertTarget::Raw => to_raw(disk, file, options),
-        ConvertTarget::Vhdx { block_bytes, ids } => to_vhdx(disk, file, *block_bytes, ids, options),
+    create_complete(path, |file, working| {
+        let file = UncachedFile::new(file, working);
+        match target {
+            ConvertTarget::Raw => to_raw(disk, &file, options),
+            ConvertTarget::Vhdx { block_bytes, ids } => to_vhdx(disk, &file, *block_bytes, ids, options),
+        }
     })
 }
 
@@ -219,7 +223,10 @@ impl<'a> Run<'a> {
     fn next(&self, buf: &mut Vec<u8>, handle: Handle<'_>) -> Result<bool, ConvertError> {
         let Some(piece) = lock(&self.pieces).next()? else { return Ok(false) };
         // At most one unit, which is at most 256 MiB.
-        buf.resize((piece.range.end - piece.range.start) as usize, 0);
+        let len = (piece.range.end - piece.range.start) as usize;
+        let start = begin_aligned(buf, len);
+        buf.resize(start + len, 0);
+        let buf = &mut buf[start..];
         let mut end = 0;
         for data in &piece.data {
             let (from, to) = ((data.start - piece.range.start) as usize, (data.end - piece.range.start) as usize);

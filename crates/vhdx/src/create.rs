@@ -59,7 +59,7 @@ pub struct DifferencingOptions {
 /// Creates a fixed or dynamic VHDX at `path`, which must not exist. It appears complete and durable, or not at all.
 /// A fixed file has its full length; whether the file system reserves space for it is the file system's choice.
 pub fn create(path: &Path, options: &CreateOptions) -> Result<(), CreateError> {
-    create_complete(path, |file| create_in(file, options))
+    create_complete(path, |file, _| create_in(file, options))
 }
 
 /// Creates a differencing VHDX at `path`, which must not exist, as a child of the VHDX at `parent_path`. From then on the
@@ -69,7 +69,7 @@ pub fn create_differencing(path: &Path, parent_path: &Path, options: &Differenci
     let file = open_regular(parent_path, File::options().read(true)).map_err(in_parent)?;
     let parent = VhdxFile::open(Arc::new(file)).map_err(in_parent)?;
     let paths = ParentPaths::between(path, parent_path)?;
-    create_complete(path, |file| create_differencing_in(file, &parent, &paths, options))
+    create_complete(path, |file, _| create_differencing_in(file, &parent, &paths, options))
 }
 
 /// As [`create`], in an open, empty file. Not complete before it returns.
@@ -245,7 +245,7 @@ impl NewFile {
 /// Runs `fill` on a file of another name beside `path`, and renames it when that is done.
 pub(crate) fn create_complete<T, E: From<CreateError>>(
     path: &Path,
-    fill: impl FnOnce(&File) -> Result<T, E>,
+    fill: impl FnOnce(&File, &Path) -> Result<T, E>,
 ) -> Result<T, E> {
     let failed = |action| move |source| CreateError::File { action, path: path.to_owned(), source };
     let name = path.file_name().ok_or_else(|| failed("create")(io::ErrorKind::InvalidInput.into()))?;
@@ -264,7 +264,7 @@ pub(crate) fn create_complete<T, E: From<CreateError>>(
         }
         sync_folder(path).map_err(failed("make durable"))
     };
-    let result = open().map_err(E::from).and_then(|file| fill(&file));
+    let result = open().map_err(E::from).and_then(|file| fill(&file, &temporary));
     let result = result.and_then(|value| publish().map(|()| value).map_err(E::from));
     let _ = std::fs::remove_file(&temporary);
     result

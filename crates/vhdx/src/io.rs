@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Random access to one file's bytes; calls may run concurrently.
 ///
@@ -49,6 +51,111 @@ fn write_zeroes_plainly(file: &(impl WriteAt + ?Sized), range: Range<u64>) -> io
         file.write_all_at(&zeroes[..(range.end - at).min(PIECE) as usize], at)?;
     }
     Ok(())
+}
+
+/// What uncached access to a file asks of offsets, lengths and addresses. Disks with smaller sectors take it, too.
+pub const UNCACHED_ALIGNMENT: usize = 4096;
+
+/// Empties a buffer so that what is appended next, up to `room` bytes, begins at an aligned address; returns where.
+pub fn begin_aligned(buf: &mut Vec<u8>, room: usize) -> usize {
+    buf.clear();
+    buf.reserve(room + UNCACHED_ALIGNMENT);
+    let start = buf.as_ptr().align_offset(UNCACHED_ALIGNMENT);
+    buf.resize(start, 0);
+    start
+}
+
+/// A file that is written past the system's page cache, as far as it can be: what is copied once and read by others
+/// does not push out what the host's machines need, and leaves nothing to write at the end.
+///
+/// Whole aligned parts of a write go to the disk directly when its bytes lie at an aligned address
+/// ([`begin_aligned`]); the rest, and everything on file systems that know no such access, goes through the cache.
+#[derive(Debug)]
+pub struct UncachedFile<'a> {
+    file: &'a File,
+    /// The same file, opened for uncached access.
+    direct: Option<File>,
+    refused: AtomicBool,
+}
+
+impl<'a> UncachedFile<'a> {
+    /// Wraps `file`, which lies at `path`.
+    pub fn new(file: &'a File, path: &Path) -> Self {
+        let mut options = File::options();
+        options.write(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32);
+        }
+        #[cfg(windows)]
+        {
+            use std::os::windows::fs::OpenOptionsExt as _;
+            /// `FILE_FLAG_NO_BUFFERING` of `CreateFileW`.
+            const NO_BUFFERING: u32 = 0x2000_0000;
+            options.custom_flags(NO_BUFFERING);
+        }
+        // tmpfs and some network file systems refuse; that costs nothing but the advantage.
+        Self { file, direct: options.open(path).ok(), refused: AtomicBool::new(false) }
+    }
+
+    /// Writes the aligned beginning of `data` directly, if that can be done; returns how much it was.
+    fn write_directly(&self, data: &[u8], offset_bytes: u64) -> io::Result<usize> {
+        let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) else {
+            return Ok(0);
+        };
+        let whole = data.len() - data.len() % UNCACHED_ALIGNMENT;
+        let is_aligned = data.as_ptr().align_offset(UNCACHED_ALIGNMENT) == 0
+            && offset_bytes.is_multiple_of(UNCACHED_ALIGNMENT as u64);
+        if whole == 0 || !is_aligned {
+            return Ok(0);
+        }
+        match direct.write_all_at(&data[..whole], offset_bytes) {
+            Ok(()) => Ok(whole),
+            // Opened, and yet not able to: a disk with larger sectors, or a file system that says so only now.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.refused.store(true, Ordering::Relaxed);
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl ReadAt for UncachedFile<'_> {
+    fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset_bytes)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.file.len_bytes()
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        self.file.next_data(range)
+    }
+}
+
+impl WriteAt for UncachedFile<'_> {
+    fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
+        let written = self.write_directly(data, offset_bytes)?;
+        if written == data.len() {
+            return Ok(());
+        }
+        self.file.write_all_at(&data[written..], offset_bytes + written as u64)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.flush()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        WriteAt::set_len(self.file, len_bytes)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.write_zeroes(range)
+    }
 }
 
 #[cfg(unix)]
@@ -202,5 +309,55 @@ impl ReadAt for Vec<u8> {
 
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Aligned and unaligned writes, by address, offset and length, give the same file as writes to memory.
+    #[test]
+    fn uncached_writes_are_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let uncached = UncachedFile::new(&file, &path);
+        let mut model = vec![0; 1 << 20];
+        uncached.set_len(model.len() as u64).unwrap();
+        let mut buf = Vec::new();
+        for (number, (at, len, shift)) in [
+            (0, 65536, 0),
+            (4096, 8192, 0),
+            (8192, 5000, 0),
+            (12289, 4096, 0),
+            (200_000, 70_000, 3),
+            (1 << 19, 1 << 19, 0),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let start = begin_aligned(&mut buf, len + shift);
+            assert_eq!(buf[start..].as_ptr().align_offset(UNCACHED_ALIGNMENT), 0);
+            buf.extend((0..len + shift).map(|i| (i * 7 + number) as u8));
+            let data = &buf[start + shift..];
+            uncached.write_all_at(data, at as u64).unwrap();
+            model[at..at + len].copy_from_slice(data);
+        }
+        uncached.flush().unwrap();
+        assert!(std::fs::read(&path).unwrap() == model);
+    }
+
+    #[test]
+    fn a_file_system_without_uncached_access_is_written_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let uncached = UncachedFile { file: &file, direct: None, refused: AtomicBool::new(false) };
+        let mut buf = Vec::new();
+        let start = begin_aligned(&mut buf, 8192);
+        buf.extend([7; 8192]);
+        uncached.write_all_at(&buf[start..], 4096).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [[0; 4096].as_slice(), &[7; 8192]].concat());
     }
 }

@@ -24,7 +24,7 @@
 //! Windows contradict it.
 
 mod guid;
-mod io;
+pub mod io;
 
 mod format;
 mod layout;
