@@ -44,6 +44,7 @@ pub use point::{
 pub use restore::{RestoreReport, TargetFormat, restore_disk};
 pub use run::{
     BackupContext, BackupOptions, ConsistencyPolicy, RunStats, VmReport, Warning, WarningCode, back_up_vm, new_run_id,
+    settle_vm,
 };
 pub use state::{HostState, VmJournal, VmLock};
 pub use verify::{VerifyLevel, VerifyReport, verify_point};

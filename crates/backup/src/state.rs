@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use hyperv::seam::ObjectPath;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,22 @@ impl HostState {
     /// The id in the tags of our checkpoints.
     pub fn agent_id(&self) -> &str {
         &self.agent_id
+    }
+
+    /// The VMs, by id, of which a run did not end, or goes on in another process.
+    pub fn open_intents(&self) -> Result<Vec<String>, BackupError> {
+        let failed = || BackupError::state("list the folder of journals", &self.dir);
+        let mut open = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            if let Some(vm_id) = name.to_str().and_then(|name| name.strip_suffix(".json"))
+                && self.journal(vm_id)?.intent.is_some()
+            {
+                open.push(vm_id.to_owned());
+            }
+        }
+        open.sort();
+        Ok(open)
     }
 
     /// Takes the lock of a VM; it is held until the guard is dropped, or the process ends in whatever way.
@@ -158,6 +175,12 @@ pub struct JournalReferencePoint {
     pub repository_id: String,
     /// The run that made it.
     pub run_id: String,
+}
+
+impl JournalReferencePoint {
+    pub(crate) fn path(&self) -> ObjectPath {
+        ObjectPath::new(self.path.clone())
+    }
 }
 
 fn new_agent_id(path: &Path) -> Result<String, BackupError> {

@@ -69,7 +69,7 @@ fn damage_or<T>(result: Result<T, BackupError>, report: &mut VerifyReport) -> Re
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_damage() => {
-            report.found(crate::run::chain_text(&error));
+            report.found(crate::error::chain_text(&error));
             Ok(None)
         }
         Err(error) => Err(error),
@@ -177,8 +177,10 @@ fn read_everything(
                             found.lock().expect("no panic while held").push(text);
                         }
                         Err(error) if error.is_damage() => {
-                            let text =
-                                format!("{name}: segment at stream offset {start}: {}", crate::run::chain_text(&error));
+                            let text = format!(
+                                "{name}: segment at stream offset {start}: {}",
+                                crate::error::chain_text(&error)
+                            );
                             found.lock().expect("no panic while held").push(text);
                         }
                         Err(error) => {

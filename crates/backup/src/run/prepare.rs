@@ -1,0 +1,103 @@
+//! Before the checkpoint: the VM at rest and fit, the base, the intent in the journal.
+
+use std::time::Duration;
+
+use hyperv::{Vm, VmState};
+
+use super::Run;
+use super::describe::exclusion_text;
+use super::report::WarningCode;
+use crate::BackupError;
+use crate::commit::timestamp;
+use crate::point::{Point, PointDescription, list_points};
+use crate::state::Intent;
+
+/// The newest point of a VM, with its description.
+pub(super) struct Base {
+    pub(super) point: Point,
+    pub(super) description: PointDescription,
+}
+
+impl Run<'_> {
+    /// Waits while the host does something to the VM; a checkpoint in that state fails or hurts.
+    pub(super) fn wait_until_idle(&self, vm: &Vm) -> Result<Vm, BackupError> {
+        let clock = &self.context.host.seam().clock;
+        let start = clock.monotonic();
+        loop {
+            let now = self
+                .context
+                .host
+                .vm(&vm.id)
+                .map_err(BackupError::host(format!("look at VM {}", vm.name)))?
+                .ok_or_else(|| BackupError::NotBackupable {
+                    vm: vm.name.clone(),
+                    problem: "it is no longer on this host".into(),
+                })?;
+            let waiting = match (&now.operation, &now.state) {
+                (Some(operation), _) => format!("{operation:?}"),
+                (None, VmState::InTransition { value, text }) => format!("state {value} {text}"),
+                (None, _) => return Ok(now),
+            };
+            if self.context.cancel.is_cancelled() {
+                return Err(BackupError::Cancelled);
+            }
+            if clock.monotonic().saturating_sub(start) >= self.context.options.idle_wait {
+                return Err(BackupError::NotBackupable {
+                    vm: vm.name.clone(),
+                    problem: format!("the host has been busy with it for too long ({waiting}); try again later"),
+                });
+            }
+            clock.sleep(Duration::from_millis(200));
+        }
+    }
+
+    pub(super) fn check_backupable(&mut self, vm: &Vm) -> Result<(), BackupError> {
+        let refuse = |problem: String| Err(BackupError::NotBackupable { vm: vm.name.clone(), problem });
+        if let VmState::Critical(state) = vm.state {
+            return refuse(format!("its storage is lost (state {state}); bring the storage back first"));
+        }
+        if let Some(disk) = vm.unreadable_disks.first() {
+            return refuse(format!("its disk {} cannot be read: {}", disk.path, disk.problem));
+        }
+        if vm.disks.is_empty() {
+            return refuse("no disk of it can be backed up".into());
+        }
+        for disk in &vm.excluded_disks {
+            let text = format!("{} is not in the point: {}", disk.path, exclusion_text(disk.reason));
+            self.warn(&vm.name, WarningCode::DiskLeftOut, text);
+        }
+        for checkpoint in vm.recovery_checkpoints() {
+            let text = format!(
+                "a backup checkpoint that is not ours is on the VM and was left alone: {:?}; two backup products on one \
+                 VM confuse each other",
+                checkpoint.name
+            );
+            self.warn(&vm.name, WarningCode::Foreign, text);
+        }
+        Ok(())
+    }
+
+    pub(super) fn base(&self, vm: &Vm) -> Result<Option<Base>, BackupError> {
+        let Some(point) = list_points(self.context.repo, Some(vm.id.as_str()))?.pop() else { return Ok(None) };
+        let description = point.describe(self.context.repo)?;
+        Ok(Some(Base { point, description }))
+    }
+
+    pub(super) fn journal_intent(&mut self, vm: &Vm) -> Result<(), BackupError> {
+        let attempt = 1;
+        let tag = format!("e3:{}:{}:{attempt}", self.context.state.agent_id(), self.run_id);
+        self.journal.intent = Some(Intent {
+            run_id: self.run_id.to_owned(),
+            attempt,
+            repository_id: self.context.repo.id(),
+            started: timestamp(&*self.context.host.seam().clock),
+            tag,
+            known_checkpoints: vm.checkpoints.iter().map(|one| one.path.to_string()).collect(),
+            known_reference_points: vm.reference_points.iter().map(|one| one.path.to_string()).collect(),
+            draft: None,
+            converted: None,
+            doomed: Vec::new(),
+        });
+        self.save(vm)
+    }
+}
