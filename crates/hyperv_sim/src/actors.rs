@@ -2,154 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 
 use vhdx::VirtualDisk;
 
-use crate::checkpoint::{self, write_opaque};
+use crate::checkpoint;
+use crate::config_file;
 use crate::disks::{self, GuestDisk, disk_sha256};
 use crate::error::LabError;
 use crate::guest::{self, GuestWrites};
 use crate::host::{LabHost, Tx};
 use crate::paths::{WinPath, from_sandbox};
-use crate::state::{CheckpointKind, Configuration, DiskSlot, GuestFamily, Object, Power, Vm, VssBehaviour, new_guid};
+use crate::state::{CheckpointKind, Object, Power, Vm, VssBehaviour};
 use crate::tracking;
 
-/// What a new VM's disk starts as. It is always a VHDX in the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiskSource {
-    /// The content of a file: VHDX (copied as it is), VHD or raw (converted).
-    Copy(PathBuf),
-    /// Nothing but zeroes; dynamic, with blocks of 32 MiB.
-    Empty {
-        /// Virtual size, rounded up to 512 bytes.
-        size_bytes: u64,
-    },
-}
-
-/// What a new VM is like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmOptions {
-    /// The VM id; random by default.
-    pub id: Option<String>,
-    /// 1 or 2.
-    pub generation: u8,
-    /// Configuration version; change tracking needs 6.2.
-    pub version: String,
-    /// Started at once.
-    pub running: bool,
-    /// Virtual processors.
-    pub processors: u64,
-    /// Memory in MiB.
-    pub memory_mib: u64,
-    /// What runs in it.
-    pub guest: GuestFamily,
-    /// How it answers requests for application consistency.
-    pub vss: VssBehaviour,
-    /// Secure Boot on.
-    pub secure_boot: bool,
-    /// Virtual TPM on.
-    pub tpm: bool,
-    /// `UserSnapshotType`: 2 disabled, 3 production, 4 production only, 5 standard.
-    pub user_snapshot_type: u16,
-    /// Indices of disks that are attached as shared, and therefore cannot be part of a checkpoint.
-    pub shared_disks: Vec<usize>,
-    /// The folder; `C:\VMs\<name>` by default.
-    pub folder: Option<String>,
-}
-
-impl Default for VmOptions {
-    fn default() -> Self {
-        Self {
-            id: None,
-            generation: 2,
-            version: "10.0".into(),
-            running: true,
-            processors: 2,
-            memory_mib: 2048,
-            guest: GuestFamily::Linux,
-            vss: VssBehaviour::Works,
-            secure_boot: true,
-            tpm: false,
-            user_snapshot_type: 3,
-            shared_disks: Vec::new(),
-            folder: None,
-        }
-    }
-}
-
 impl LabHost {
-    /// Puts a VM on the host; gives its id.
-    pub fn add_vm(&self, name: &str, disks: &[DiskSource], options: VmOptions) -> Result<String, LabError> {
-        let refused = |reason: String| LabError::refused("add a VM", reason);
-        let id = options.id.clone().unwrap_or_else(new_guid).to_uppercase();
-        let is_guid = uuid::Uuid::try_parse(&id).is_ok() && id.len() == 36;
-        if !is_guid || name.is_empty() || !matches!(options.generation, 1 | 2) || disks.len() > 64 {
-            return Err(refused(format!("{name:?} with id {id}, generation {}", options.generation)));
-        }
-        self.transact(|tx| {
-            if tx.vm(&id).is_some() {
-                return Err(refused(format!("id {id} is taken")));
-            }
-            let folder = match &options.folder {
-                Some(folder) => WinPath::new(folder),
-                None => free_folder(tx, name)?,
-            };
-            let in_sandbox = tx.store.file(&folder)?;
-            for sub in ["Snapshots", "Virtual Machines"] {
-                let sub = in_sandbox.join(sub);
-                fs::create_dir_all(&sub).map_err(LabError::io("create", sub))?;
-            }
-            let stem = file_name_of(name);
-            let mut slots = Vec::new();
-            for (index, source) in disks.iter().enumerate() {
-                let stem = if index == 0 { stem.clone() } else { format!("{stem}-disk{index}") };
-                let file = folder.join(&format!("{stem}.vhdx"));
-                match source {
-                    DiskSource::Copy(from) => disks::import(tx.store, &file, from)?,
-                    DiskSource::Empty { size_bytes } => disks::create_empty(tx.store, &file, *size_bytes)?,
-                }
-                slots.push(DiskSlot { slot: index as u8, file, stem, shared: options.shared_disks.contains(&index) });
-            }
-            for (kind, extension) in ["vmcx", "vmrs", "vmgs"].into_iter().enumerate() {
-                write_opaque(tx, &folder.join("Virtual Machines").join(&format!("{id}.{extension}")), kind as u64)?;
-            }
-            let now_ms = tx.now_ms;
-            let vm = Vm {
-                id: id.clone(),
-                power: if options.running { Power::Running } else { Power::Off },
-                generation: options.generation,
-                version: options.version.clone(),
-                folder,
-                created_ms: now_ms,
-                state_changed_ms: now_ms,
-                config_changed_ms: now_ms,
-                guest: options.guest,
-                vss: options.vss,
-                active: Configuration {
-                    name: name.to_owned(),
-                    notes: Vec::new(),
-                    user_snapshot_type: options.user_snapshot_type,
-                    automatic_startup_action: 3,
-                    automatic_shutdown_action: 3,
-                    processors: options.processors,
-                    memory_mib: options.memory_mib,
-                    secure_boot: options.secure_boot && options.generation == 2,
-                    tpm: options.tpm,
-                    bios_guid: format!("{{{}}}", new_guid()),
-                    controller: new_guid(),
-                    disks: slots,
-                    nic: new_guid(),
-                    mac: format!("00155D{:06X}", tx.vms.len() + 0x10),
-                },
-                checkpoints: Vec::new(),
-                reference_points: Vec::new(),
-            };
-            tx.edit().vms.push(vm);
-            Ok(id.clone())
-        })
-    }
-
     /// Lets the guest of a running VM write; gives the SHA-256 of each disk's raw content, in slot order. On large disks
     /// [`LabHost::guest_write_only`] with [`LabHost::disk_fingerprint`] is quicker.
     pub fn guest_write(&self, vm: &str, writes: GuestWrites) -> Result<Vec<[u8; 32]>, LabError> {
@@ -386,35 +252,13 @@ fn note_written(
     Ok(())
 }
 
-/// `C:\VMs\<name>`, with a number behind it when another VM has that.
-fn free_folder(tx: &Tx<'_>, name: &str) -> Result<WinPath, LabError> {
-    let name = file_name_of(name);
-    let names = std::iter::once(name.clone()).chain((2..).map(|number| format!("{name} {number}")));
-    for name in names {
-        let folder = WinPath::new(r"C:\VMs").join(&name);
-        if !tx.store.file(&folder)?.exists() {
-            return Ok(folder);
-        }
-    }
-    unreachable!("there are more numbers than VMs")
-}
-
-/// A VM's name as a file name: without what Windows does not allow in one.
-fn file_name_of(name: &str) -> String {
-    let allowed = |c: char| if c < ' ' || r#"<>:"/\|?*"#.contains(c) { '_' } else { c };
-    let name: String = name.trim_end_matches(['.', ' ']).chars().map(allowed).take(80).collect();
-    if name.is_empty() { "vm".into() } else { name }
-}
-
 /// See [`LabHost::stray_files`].
 pub(crate) fn stray_files(tx: &Tx<'_>) -> Result<Vec<String>, LabError> {
     let mut wanted = BTreeSet::new();
     for vm in &tx.vms {
-        for extension in ["vmcx", "vmrs", "vmgs"] {
-            wanted.insert(vm.folder.join("Virtual Machines").join(&format!("{}.{extension}", vm.id)).key());
-        }
+        wanted.extend(config_file::of_vm(vm).map(|path| path.key()));
         for checkpoint in &vm.checkpoints {
-            wanted.extend(checkpoint::config_files(&vm.folder, &checkpoint.id).map(|path| path.key()));
+            wanted.extend(config_file::of_checkpoint(vm, &checkpoint.id).map(|path| path.key()));
         }
         for disk in vm.active.disks.iter().chain(vm.checkpoints.iter().flat_map(|one| &one.config.disks)) {
             for file in disks::chain_paths(tx.store, &disks::open(tx.store, &disk.file)?) {

@@ -25,6 +25,14 @@ impl Builder {
         Self { class, host: None, instance: Instance { class: class.name.clone(), path: None, properties } }
     }
 
+    pub(crate) fn class_name(&self) -> &str {
+        &self.class.name
+    }
+
+    pub(crate) fn has_property(&self, name: &str) -> bool {
+        self.class.properties.contains_key(name)
+    }
+
     pub(crate) fn set(mut self, name: &str, value: CimValue) -> Self {
         let kind = self.class.properties.get(name);
         let kind = kind.unwrap_or_else(|| panic!("{} has no property {name}", self.class.name));

@@ -4,36 +4,22 @@
 //! back as a [`Failure`], which becomes the end of a job or a return value. The last commit is the caller's, so that the
 //! work and the end of its job become visible in one step.
 
-use std::fs;
-
+use crate::access;
+use crate::config_file;
+use crate::configuration::DiskSlot;
 use crate::disks;
 use crate::error::LabError;
-use crate::guest::SplitMix;
+use crate::failure::{FAILED, Failure, IN_USE, NOT_AVAILABLE};
+use crate::faults::Fault;
 use crate::host::Tx;
 use crate::merge;
-use crate::paths::WinPath;
 use crate::state::{
-    Checkpoint, CheckpointKind, DiskSlot, FileOp, Marker, Object, PendingMerge, Power, ReferencePoint, VssBehaviour,
-    new_guid,
+    Checkpoint, CheckpointKind, FileOp, Marker, Object, PendingMerge, Power, ReferencePoint, VssBehaviour, new_guid,
 };
 use crate::tracking::{self, Record};
 
 /// Less than this, and the host refuses to make checkpoint files.
 const NEEDED_FREE_BYTES: u64 = 16 << 20;
-
-/// The host could not do it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    /// `Job.ErrorCode`, or the method's return value.
-    pub(crate) code: u16,
-    pub(crate) description: String,
-}
-
-impl Failure {
-    fn new(code: u16, description: impl Into<String>) -> Self {
-        Self { code, description: description.into() }
-    }
-}
 
 /// Freezes all disks of a VM at this instant; it goes on in new children.
 pub(crate) fn create(
@@ -42,14 +28,14 @@ pub(crate) fn create(
     kind: CheckpointKind,
     consistency_level: u8,
 ) -> Result<Result<Object, Failure>, LabError> {
-    let Some(vm) = tx.vm(vm_id).cloned() else { return Ok(Err(Failure::new(32777, "The VM is gone."))) };
+    let Some(vm) = tx.vm(vm_id).cloned() else { return Ok(Err(Failure::new(NOT_AVAILABLE, "The VM is gone."))) };
     if let Some(failure) = guest_refusal(vm.power, vm.vss, kind, consistency_level) {
         return Ok(Err(failure));
     }
     if tx.options.free_bytes < NEEDED_FREE_BYTES {
-        return Ok(Err(Failure::new(32768, "There is not enough space on the disk. (0x80070070)")));
+        return Ok(Err(Failure::new(FAILED, "There is not enough space on the disk. (0x80070070)")));
     }
-    let frozen: Vec<DiskSlot> = vm.active.disks.iter().filter(|disk| !disk.shared).cloned().collect();
+    let frozen: Vec<DiskSlot> = vm.active.disks.iter().filter(|disk| !disk.is_shared()).cloned().collect();
     for disk in &frozen {
         if !tx.store.file(&disk.file)?.is_file() {
             let text = format!(
@@ -57,14 +43,14 @@ pub(crate) fn create(
                                 find the file specified. (0x80070002)",
                 disk.file.as_str()
             );
-            return Ok(Err(Failure::new(32768, text)));
+            return Ok(Err(Failure::new(FAILED, text)));
         }
     }
 
     let id = new_guid();
     let tracked = kind == CheckpointKind::Recovery && vm.supports_tracking();
     let mut planned = Vec::new();
-    let mut undo: Vec<FileOp> = config_files(&vm.folder, &id).map(FileOp::Delete).into();
+    let mut undo: Vec<FileOp> = config_file::of_checkpoint(&vm, &id).map(FileOp::Delete).into();
     for disk in &frozen {
         let child = disk.file.folder().join(&format!("{}_{}.avhdx", disk.stem, new_guid()));
         undo.push(FileOp::Delete(child.clone()));
@@ -94,40 +80,46 @@ pub(crate) fn create(
             }
             tx.take_back()?;
             let text = format!("Failed to create the storage for the checkpoint: {e}. (0xC03A0019)");
-            return Ok(Err(Failure::new(32768, text)));
+            return Ok(Err(Failure::new(FAILED, text)));
         }
         if let Some((record, _)) = marked {
             tracking::save(tx.store, &disk.file, record)?;
             tracking::save(tx.store, child, &record.child())?;
         }
     }
-    write_config_files(tx, &vm.folder, &id)?;
 
     let created_ms = tx.now_ms;
-    let parent =
-        vm.checkpoints.iter().rev().find(|other| other.kind == CheckpointKind::User).map(|other| other.id.clone());
+    let parent = vm.position.clone();
     let mut config = vm.active.clone();
     config.disks = frozen;
-    config.name = format!("{} - Backup - ({})", vm.active.name, crate::builder::datetime(created_ms));
-    let mut markers = Vec::new();
+    let purpose = if kind == CheckpointKind::Recovery { "Backup - " } else { "" };
+    config.name = format!("{} - {purpose}({})", vm.active.name, crate::builder::datetime(created_ms));
+    let markers = (planned.iter())
+        .filter_map(|(disk, _, marked)| Some((disk, marked.as_ref()?.1.clone()?)))
+        .map(|(disk, id)| Marker { place: disk.place.clone(), id })
+        .collect();
+    let checkpoint = Checkpoint { id: id.clone(), kind, parent, created_ms, consistency_level, config, markers };
+    config_file::write_checkpoint(tx.store, &vm, &checkpoint)?;
     tx.fulfil();
-    let state = tx.edit();
     for (disk, child, marked) in planned {
-        if let Some((_, marker)) = marked {
+        access::grant(tx, &vm.id, &child)?;
+        let state = tx.edit();
+        if marked.is_some() {
             state.tracked.push(child.clone());
             if !state.tracked.contains(&disk.file) {
                 state.tracked.push(disk.file.clone());
             }
-            markers.extend(marker.map(|id| Marker { slot: disk.slot, id }));
         }
         let slots = &mut state.vm_mut(&vm.id).active.disks;
-        let slot = slots.iter_mut().find(|other| other.slot == disk.slot).expect("the slot was just copied from here");
+        let slot = slots.iter_mut().find(|other| other.place == disk.place).expect("it was just copied from here");
         slot.file = child;
     }
-    let checkpoint = Checkpoint { id: id.clone(), kind, parent, created_ms, consistency_level, config, markers };
-    let changed = state.vm_mut(&vm.id);
+    let changed = tx.edit().vm_mut(&vm.id);
     changed.checkpoints.push(checkpoint);
     changed.config_changed_ms = created_ms;
+    if kind == CheckpointKind::User {
+        changed.position = Some(id.clone());
+    }
     Ok(Ok(Object::Checkpoint { id }))
 }
 
@@ -148,7 +140,7 @@ fn guest_refusal(power: Power, vss: VssBehaviour, kind: CheckpointKind, consiste
         // Whether a real host accepts level 1 for a stopped VM is not known: the stricter answer.
         _ => "The guest operating system is not running. (0x80042306)",
     };
-    Some(Failure::new(32768, text))
+    Some(Failure::new(FAILED, text))
 }
 
 /// Removes a checkpoint; its frozen files take back what was written since.
@@ -156,7 +148,7 @@ pub(crate) fn destroy(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, 
     let Some((vm_id, checkpoint)) = find(tx, id) else { return Ok(Err(gone())) };
     let dropped = (checkpoint.markers.iter())
         .filter_map(|marker| {
-            let disk = checkpoint.config.disks.iter().find(|disk| disk.slot == marker.slot)?;
+            let disk = checkpoint.config.disks.iter().find(|disk| disk.place == marker.place)?;
             Some(FileOp::DropMarker { disk: disk.file.clone(), id: marker.id.clone() })
         })
         .collect();
@@ -167,6 +159,10 @@ pub(crate) fn destroy(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, 
 /// Turns a recovery checkpoint into a reference point: its ids last, its frozen files do not.
 pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failure>, LabError> {
     let Some((vm_id, checkpoint)) = find(tx, id) else { return Ok(Err(gone())) };
+    if tx.faults()?.contains(&Fault::NoLogonRight) {
+        let text = "Failed to write the attachment of a virtual hard disk: Logon failure. (0x8007052F)";
+        return Ok(Err(Failure::new(FAILED, text)));
+    }
     for disk in &checkpoint.config.disks {
         if tx.store.is_held(&disk.file)? {
             let text = format!(
@@ -174,14 +170,13 @@ pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failur
                                 being used by another process. (0x80070020)",
                 disk.file.as_str()
             );
-            return Ok(Err(Failure::new(32774, text)));
+            return Ok(Err(Failure::new(IN_USE, text)));
         }
     }
     let point = ReferencePoint {
         id: new_guid(),
         consistency_level: checkpoint.consistency_level,
         markers: checkpoint.markers.clone(),
-        controller: checkpoint.config.controller.clone(),
     };
     let result = Object::ReferencePoint { id: point.id.clone() };
     tx.edit().vm_mut(&vm_id).reference_points.push(point);
@@ -202,11 +197,12 @@ pub(crate) fn destroy_reference_point(tx: &mut Tx<'_>, id: &str) -> Result<Resul
             points.chain(checkpoints).any(|marker| marker.id == id)
         };
         for marker in point.markers.iter().filter(|marker| !named_elsewhere(&marker.id)) {
-            let Some(disk) = vm.active.disks.iter().find(|disk| disk.slot == marker.slot) else { continue };
-            // Wherever in the chain the id is: dropping it where it is not changes nothing.
-            let Ok(chain) = disks::open_chain(tx.store, &disk.file)? else { continue };
-            for file in disks::chain_paths(tx.store, &chain) {
-                dropped.push(FileOp::DropMarker { disk: file, id: marker.id.clone() });
+            // Disks may have moved. Wherever the id is: dropping it where it is not changes nothing.
+            for disk in &vm.active.disks {
+                let Ok(chain) = disks::open_chain(tx.store, &disk.file)? else { continue };
+                for file in disks::chain_paths(tx.store, &chain) {
+                    dropped.push(FileOp::DropMarker { disk: file, id: marker.id.clone() });
+                }
             }
         }
     }
@@ -216,7 +212,7 @@ pub(crate) fn destroy_reference_point(tx: &mut Tx<'_>, id: &str) -> Result<Resul
     Ok(Ok(()))
 }
 
-fn find(tx: &Tx<'_>, id: &str) -> Option<(String, Checkpoint)> {
+pub(crate) fn find(tx: &Tx<'_>, id: &str) -> Option<(String, Checkpoint)> {
     tx.checkpoint(id).map(|(vm, checkpoint)| (vm.id.clone(), checkpoint.clone()))
 }
 
@@ -238,16 +234,20 @@ fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<F
             other.parent.clone_from(&checkpoint.parent);
         }
     }
-    let config_files = config_files(&vm.folder, &checkpoint.id).map(FileOp::Delete);
+    for place in [&mut vm.position, &mut vm.last_applied] {
+        if place.as_deref() == Some(checkpoint.id.as_str()) {
+            place.clone_from(&checkpoint.parent);
+        }
+    }
+    let config_files = config_file::of_checkpoint(vm, &checkpoint.id).map(FileOp::Delete);
     // The child of a frozen file is what the next checkpoint froze, or the leaf.
     let mut merges = Vec::new();
     for disk in &checkpoint.config.disks {
         let later = vm.checkpoints[index.min(vm.checkpoints.len())..].iter().map(|other| &other.config);
         let mut disks = later.chain([&vm.active]).flat_map(|config| &config.disks);
-        let child = disks.find(|other| other.slot == disk.slot && other.file != disk.file);
+        let child = disks.find(|other| other.place == disk.place && other.file != disk.file);
         merges.extend(child.map(|child| PendingMerge {
             vm: vm_id.to_owned(),
-            slot: disk.slot,
             child: child.file.clone(),
             parent: disk.file.clone(),
             due_ms,
@@ -257,29 +257,4 @@ fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<F
     state.redo.extend(file_ops);
     state.redo.extend(config_files);
     merge::schedule(tx, merges);
-}
-
-/// `Snapshots\<GUID>.vmcx`, `.vmrs`, `.vmgs`.
-pub(crate) fn config_files(folder: &WinPath, id: &str) -> [WinPath; 3] {
-    ["vmcx", "vmrs", "vmgs"].map(|extension| folder.join("Snapshots").join(&format!("{id}.{extension}")))
-}
-
-fn write_config_files(tx: &Tx<'_>, folder: &WinPath, id: &str) -> Result<(), LabError> {
-    for (index, path) in config_files(folder, id).into_iter().enumerate() {
-        write_opaque(tx, &path, index as u64)?;
-    }
-    Ok(())
-}
-
-/// A file of the size and look of a configuration file, whose content only its name determines.
-pub(crate) fn write_opaque(tx: &Tx<'_>, path: &WinPath, kind: u64) -> Result<(), LabError> {
-    const SIZES_BYTES: [usize; 3] = [40 << 10, 32 << 10, 128 << 10];
-    let seed = path.file_name().bytes().fold(kind, |seed, byte| SplitMix::new(seed ^ u64::from(byte)).next());
-    let mut content = vec![0; SIZES_BYTES[kind as usize % SIZES_BYTES.len()]];
-    SplitMix::new(seed).fill(&mut content);
-    content[..4].copy_from_slice(&[1, 0, 0, 0]);
-    content[8..12].copy_from_slice(&[0, 4, 0, 0]);
-    let file = tx.store.file(path)?;
-    tx.store.before_write()?;
-    fs::write(&file, content).map_err(LabError::io("write", file))
 }

@@ -88,10 +88,18 @@ pub(crate) fn import(store: &Store, path: &WinPath, source: &Path) -> Result<(),
     {
         return copy_sparse(source, &target);
     }
-    let geometry = disk.geometry();
-    create_empty(store, path, geometry.size_bytes)?;
+    copy_content(store, &disk, path)
+}
+
+/// Copies what a disk reads as, parents and all, into a new file.
+pub(crate) fn flatten(store: &Store, path: &WinPath, target: &WinPath) -> Result<(), LabError> {
+    copy_content(store, &open(store, path)?, target)
+}
+
+fn copy_content(store: &Store, disk: &OpenedDisk, path: &WinPath) -> Result<(), LabError> {
+    create_empty(store, path, disk.geometry().size_bytes)?;
     let mut copy = GuestDisk::open(store, path)?;
-    for piece in data_pieces(&disk) {
+    for piece in data_pieces(disk) {
         let range = piece?;
         let mut data = vec![0; (range.end - range.start) as usize];
         disk.read_exact_at(&mut data, range.start)?;

@@ -73,6 +73,9 @@ pub enum Fault {
     },
     /// The caller has no rights: queries find nothing.
     NoRights,
+    /// A group policy took "Log on as a service" from the VMs' accounts: conversions fail with 0x8007052F, starts with
+    /// 0x80070569.
+    NoLogonRight,
 }
 
 pub(crate) fn load(root: &Path) -> Result<Vec<Fault>, LabError> {

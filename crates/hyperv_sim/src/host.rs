@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hyperv::seam::{Clock, Seam};
 
 use crate::clock::{HostClock, VIRTUAL_START_MS};
+use crate::config_file;
 use crate::error::LabError;
 use crate::faults::{self, Fault};
 use crate::files::LabFiles;
@@ -16,7 +17,8 @@ use crate::merge;
 use crate::options::LabOptions;
 use crate::paths::WinPath;
 use crate::provider::LabWmi;
-use crate::state::{Event, FileOp, HostState};
+use crate::security;
+use crate::state::{Event, FileOp, HostState, new_guid};
 use crate::store::{self, HostLock, Store};
 use crate::tracking;
 use crate::virt_disk::{FaultCounts, LabVirtDisk};
@@ -104,6 +106,26 @@ impl LabHost {
             tx.edit().options = options;
             Ok(())
         })
+    }
+
+    /// The guardian of this host: what its key protectors are made for.
+    pub fn guardian(&self) -> Result<String, LabError> {
+        self.transact(|tx| Ok(tx.guardians[0].clone()))
+    }
+
+    /// Imports the certificates of another host's guardian, with their private keys.
+    pub fn trust_guardian(&self, guardian: &str) -> Result<(), LabError> {
+        self.transact(|tx| {
+            tx.edit().guardians.push(guardian.to_owned());
+            Ok(())
+        })
+    }
+
+    /// A new key protector for this host's guardian, as the Host Guardian Service client makes one.
+    pub fn new_key_protector(&self) -> Result<Vec<u8>, LabError> {
+        let text = security::protector(&self.guardian()?, &new_guid());
+        let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("protectors are hexadecimal digits");
+        Ok((0..text.len()).step_by(2).map(byte).collect())
     }
 
     /// Adds a fault to `faults.json`.
@@ -232,7 +254,15 @@ impl Tx<'_> {
 
     fn carry_out_redo(&mut self) -> Result<(), LabError> {
         for op in std::mem::take(&mut self.state.redo) {
-            tracking::carry_out(self.store, &op)?;
+            match &op {
+                FileOp::WriteConfiguration { vm } => {
+                    // A VM that has been taken off since has no files of its own any more.
+                    if let Some(vm) = self.state.vm(vm) {
+                        config_file::write_vm(self.store, vm)?;
+                    }
+                }
+                _ => tracking::carry_out(self.store, &op)?,
+            }
         }
         Ok(())
     }

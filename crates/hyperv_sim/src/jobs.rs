@@ -1,9 +1,13 @@
 //! Jobs: work that is done when its time has come.
 
-use crate::checkpoint::{self, Failure};
+use crate::attachment::{self, Gate};
+use crate::checkpoint;
 use crate::error::LabError;
+use crate::failure::{FAILED, Failure};
 use crate::faults::Fault;
 use crate::host::Tx;
+use crate::planned;
+use crate::power;
 use crate::state::{Action, Job, JobEnd, Object, new_guid};
 
 /// The job that is next, and when.
@@ -24,6 +28,13 @@ pub(crate) fn start(tx: &mut Tx<'_>, vm: &str, method: &str, action: Action) -> 
             Action::Destroy { .. } => 72,
             Action::Convert { .. } => 200,
             Action::DestroyReferencePoint { .. } => 202,
+            Action::ForgetCheckpoint { .. } => 72,
+            Action::Import { .. } => 61,
+            Action::Export { .. } => 62,
+            Action::Validate => 140,
+            Action::Realize => 141,
+            // The reference names no number for these.
+            Action::Change { .. } | Action::Define { .. } | Action::DestroySystem | Action::Power { .. } => 0,
         },
         started_ms: tx.now_ms,
         due_ms: tx.now_ms.saturating_add(tx.options.job_ms),
@@ -39,17 +50,28 @@ pub(crate) fn carry_out(tx: &mut Tx<'_>, index: usize) -> Result<(), LabError> {
     let job = tx.jobs[index].clone();
     let outcome = match planned_failure(&tx.faults()?, &job.method, &job.action) {
         Some(failure) => Err(failure),
-        None => perform(tx, &job.vm, &job.action)?,
+        None => match attachment::gate(tx, &job)? {
+            Gate::Open => perform(tx, &job.vm, &job.action)?,
+            Gate::Refused(description) => Err(Failure::new(FAILED, description)),
+            Gate::Later(due_ms) => {
+                tx.edit().jobs[index].due_ms = due_ms;
+                return tx.commit();
+            }
+        },
     };
+    attachment::checkpoint_is_over(tx, &job)?;
     let at_ms = tx.now_ms;
     // The end is committed together with the work: a process killed before leaves both to be done, after it neither.
     let end = match outcome {
-        Ok(results) => JobEnd { at_ms, state: 7, error_code: 0, error_description: String::new(), results },
+        Ok(results) => {
+            JobEnd { at_ms, state: 7, error_code: 0, error_description: String::new(), errors: Vec::new(), results }
+        }
         Err(failure) => JobEnd {
             at_ms,
             state: 10,
             error_code: failure.code,
             error_description: failure.description,
+            errors: failure.errors,
             results: Vec::new(),
         },
     };
@@ -59,6 +81,7 @@ pub(crate) fn carry_out(tx: &mut Tx<'_>, index: usize) -> Result<(), LabError> {
 
 /// Does the work of an action now. The caller commits.
 pub(crate) fn perform(tx: &mut Tx<'_>, vm: &str, action: &Action) -> Result<Result<Vec<Object>, Failure>, LabError> {
+    let one = |outcome: Result<Object, Failure>| outcome.map(|object| vec![object]);
     let nothing = |outcome: Result<(), Failure>| outcome.map(|()| Vec::new());
     Ok(match action {
         Action::Create { kind, consistency_level } => {
@@ -69,6 +92,15 @@ pub(crate) fn perform(tx: &mut Tx<'_>, vm: &str, action: &Action) -> Result<Resu
         Action::DestroyReferencePoint { reference_point } => {
             nothing(checkpoint::destroy_reference_point(tx, reference_point)?)
         }
+        Action::Change { configuration, change } => planned::apply(tx, configuration, change)?,
+        Action::Define { system, settings } => one(planned::define(tx, system, settings)?),
+        Action::Import { .. } => one(planned::import(tx, action)?),
+        Action::ForgetCheckpoint { checkpoint } => nothing(planned::forget_checkpoint(tx, checkpoint)),
+        Action::Validate => nothing(planned::validate(tx, vm)?),
+        Action::Realize => one(planned::realize(tx, vm)?),
+        Action::DestroySystem => nothing(planned::destroy(tx, vm)),
+        Action::Export { folder, settings } => nothing(planned::export(tx, vm, folder, settings)?),
+        Action::Power { to } => nothing(power::change(tx, vm, *to)?),
     })
 }
 
@@ -81,7 +113,7 @@ pub(crate) fn planned_failure(faults: &[Fault], method: &str, action: &Action) -
                 (Some(_), _) => false,
                 (None, _) => true,
             };
-            level_fits.then(|| Failure { code: *error_code, description: description.clone() })
+            level_fits.then(|| Failure::new(*error_code, description.clone()))
         }
         _ => None,
     })

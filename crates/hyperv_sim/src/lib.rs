@@ -13,23 +13,29 @@
 //! merges are due at instants of the host's clock, and whoever calls next carries out what has become due. So a program
 //! killed at any instant leaves a host that goes on, and two programs take turns under one lock.
 //!
-//! Not here: planned systems, export and import, applying checkpoints, storage migration, iSCSI, VHD files (they are
-//! converted), and what no simulator can prove: the real granularity and survival rules of change tracking, and VSS inside
-//! guests. Companion files `.rct` and `.mrt` hold a format of this crate.
+//! Not here: applying checkpoints, storage migration, iSCSI, VHD files (they are converted), exports of differences,
+//! planned systems that keep their checkpoints, and what no simulator can prove: the real granularity and survival rules
+//! of change tracking, and VSS inside guests. Companion files `.rct` and `.mrt`, and configuration files `.vmcx`, `.vmrs`
+//! and `.vmgs`, hold formats of this crate.
 //!
-//! Read `host.rs`, then `state.rs`, `checkpoint.rs`, `merge.rs` and `tracking.rs`; the provider's side begins in
-//! `provider.rs`. Source of what the host does: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references.
+//! Read `host.rs`, then `state.rs`, `checkpoint.rs`, `merge.rs` and `tracking.rs` for backups, `planned.rs` and
+//! `resources.rs` for re-creation; the provider's side begins in `provider.rs`. Source of what the host does: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references.
 
+mod access;
 mod actors;
+mod attachment;
 mod builder;
 mod checkpoint;
 mod clock;
+mod config_file;
+mod configuration;
 mod counting;
 mod devices;
 mod disks;
 mod embedded;
 mod error;
 mod extents;
+mod failure;
 mod faults;
 mod files;
 mod guest;
@@ -37,19 +43,27 @@ mod host;
 mod jobs;
 mod merge;
 mod methods;
+mod new_vm;
 mod object_path;
 mod objects;
 mod options;
 mod paths;
+mod planned;
+mod power;
+mod properties;
 mod provider;
+mod resources;
 mod schema;
+mod security;
 mod state;
 mod store;
+mod system_settings;
+mod templates;
 mod tracking;
 mod virt_disk;
 mod wql;
 
-pub use actors::{DiskSource, VmOptions};
+pub use attachment::{AttachedDisk, GuestAgent, GuestAttachment};
 pub use clock::VirtualClock;
 pub use counting::{CallPhase, CountingSeam, SeamCall};
 pub use disks::{disk_sha256, fingerprint};
@@ -57,5 +71,6 @@ pub use error::LabError;
 pub use faults::Fault;
 pub use guest::{GuestWrites, Spread};
 pub use host::LabHost;
-pub use options::{ClockKind, JobStyle, LabOptions, MarkerRetention, ReferenceOutputs};
+pub use new_vm::{DiskSource, VmOptions};
+pub use options::{ClockKind, JobStyle, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs};
 pub use state::{Event, GuestFamily, VssBehaviour};

@@ -46,7 +46,9 @@ pub(crate) fn carry_out(tx: &mut Tx<'_>, index: usize) -> Result<(), LabError> {
     let at_ms = tx.now_ms;
     let state = tx.edit();
     state.merges.remove(index);
-    for disk in state.vm_mut(&merge.vm).active.disks.iter_mut().filter(|disk| disk.file == merge.child) {
+    let vm = state.vm_mut(&merge.vm);
+    vm.grants.retain(|grant| grant.file != merge.child);
+    for disk in vm.active.disks.iter_mut().filter(|disk| disk.file == merge.child) {
         disk.file = merge.parent.clone();
     }
     state.tracked.retain(|file| *file != merge.child);
@@ -65,7 +67,8 @@ fn is_possible(tx: &Tx<'_>, merge: &PendingMerge) -> Result<bool, LabError> {
         Fault::MergeBlocked { vm: blocked } => *blocked == vm.active.name || blocked.eq_ignore_ascii_case(&vm.id),
         _ => false,
     });
-    Ok(is_leaf
+    Ok(vm.merging
+        && is_leaf
         && !is_frozen
         && !is_forbidden
         && !tx.store.is_held(&merge.child)?

@@ -30,6 +30,25 @@ pub struct LabOptions {
     pub allow_second_recovery_checkpoint: bool,
     /// Bytes that the volume says it can still take.
     pub free_bytes: u64,
+    /// Logical processors of the host.
+    pub processors: u64,
+    /// Memory of the host, in MiB.
+    pub memory_mib: u64,
+    /// Virtual switches. A VM that is put on the host is connected to the first.
+    pub switches: Vec<LabSwitch>,
+    /// How many physical disks can be passed through.
+    pub physical_disks: u32,
+    /// The newest configuration version that the host can import and make.
+    pub max_configuration_version: String,
+}
+
+/// A virtual switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabSwitch {
+    /// Upper-case GUID.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
 }
 
 impl Default for LabOptions {
@@ -47,6 +66,11 @@ impl Default for LabOptions {
             granularity_bytes: 64 << 10,
             allow_second_recovery_checkpoint: false,
             free_bytes: 1 << 40,
+            processors: 16,
+            memory_mib: 64 << 10,
+            switches: vec![LabSwitch { id: "C08CB7B8-9B3C-408E-8E30-5E16A3AEB444".into(), name: "LAN".into() }],
+            physical_disks: 0,
+            max_configuration_version: "10.0".into(),
         }
     }
 }

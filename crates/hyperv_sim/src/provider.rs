@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hyperv::seam::{CimValue, Instance, MethodOutput, Namespace, ObjectPath, Wmi, WmiError};
+use hyperv::seam::{CimType, CimValue, Instance, MethodOutput, Namespace, ObjectPath, Wmi, WmiError};
 
 use crate::embedded;
 use crate::error::LabError;
@@ -245,7 +245,7 @@ fn resolve(tx: &Tx<'_>, namespace: Namespace, path: &ObjectPath) -> Result<Insta
 pub(crate) struct Inputs {
     values: BTreeMap<String, CimValue>,
     objects: BTreeMap<String, Vec<Instance>>,
-    embedded: BTreeMap<String, Instance>,
+    embedded: BTreeMap<String, Vec<Instance>>,
 }
 
 impl Inputs {
@@ -275,7 +275,17 @@ impl Inputs {
 
     /// An embedded instance; `None` when the text was empty or null.
     pub(crate) fn embedded(&self, name: &str) -> Option<&Instance> {
-        self.embedded.get(name)
+        self.embedded_list(name).first()
+    }
+
+    /// The embedded instances of an array; none when it was null.
+    pub(crate) fn embedded_list(&self, name: &str) -> &[Instance] {
+        self.embedded.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A truth value; false when it was left out.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.value(name).as_bool().unwrap_or_default()
     }
 }
 
@@ -303,23 +313,30 @@ fn check_inputs(tx: &Tx<'_>, method: &Method, parameters: &[(&str, CimValue)]) -
 
 fn check_content(tx: &Tx<'_>, name: &str, kind: &Type, value: &CimValue, inputs: &mut Inputs) -> Result<(), Refusal> {
     let Some(class) = &kind.class else { return Ok(()) };
-    let references: Vec<&ObjectPath> = match value {
-        CimValue::Reference(path) => vec![path],
-        CimValue::Array(_, values) => values
-            .iter()
-            .filter_map(|value| match value {
-                CimValue::Reference(path) => Some(path),
-                _ => None,
-            })
-            .collect(),
-        CimValue::String(text) if !text.is_empty() => {
+    let values = match value {
+        CimValue::Array(_, values) => values.as_slice(),
+        scalar => std::slice::from_ref(scalar),
+    };
+    if kind.base == CimType::String {
+        let mut instances = Vec::new();
+        for text in values.iter().filter_map(CimValue::as_str) {
+            if text.is_empty() && !kind.is_array {
+                continue;
+            }
             let instance = embedded::parse(text, class)
                 .map_err(|why| Refusal::Wmi(INVALID_PARAMETER, format!("{name}: {why}")))?;
-            inputs.embedded.insert(name.to_owned(), instance);
-            return Ok(());
+            instances.push(instance);
         }
-        _ => return Ok(()),
-    };
+        inputs.embedded.insert(name.to_owned(), instances);
+        return Ok(());
+    }
+    if value.is_null() {
+        return Ok(());
+    }
+    let references = values.iter().filter_map(|value| match value {
+        CimValue::Reference(path) => Some(path),
+        _ => None,
+    });
     let mut objects = Vec::new();
     for path in references {
         let object = resolve(tx, Namespace::Virtualization, path)?;

@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::configuration::{Configuration, DiskSlot};
 use crate::error::LabError;
 use crate::options::LabOptions;
 use crate::paths::WinPath;
+use crate::properties::Properties;
 
 /// The version of this layout.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// The whole host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,7 +18,12 @@ pub(crate) struct HostState {
     /// The latest instant anything happened, in milliseconds since 1970. Virtual clocks resume here.
     pub(crate) time_ms: u64,
     pub(crate) options: LabOptions,
+    /// Guardians whose key protectors this host can open; the first is its own.
+    pub(crate) guardians: Vec<String>,
+    /// Registered VMs.
     pub(crate) vms: Vec<Vm>,
+    /// Imported systems that are not realized yet.
+    pub(crate) planned: Vec<Planned>,
     pub(crate) jobs: Vec<Job>,
     pub(crate) merges: Vec<PendingMerge>,
     pub(crate) events: Vec<Event>,
@@ -37,9 +44,13 @@ pub(crate) enum FileOp {
         disk: WinPath,
         id: String,
     },
+    /// Writes a VM's own configuration files as its settings are now.
+    WriteConfiguration {
+        vm: String,
+    },
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Vm {
     /// Upper-case GUID.
     pub(crate) id: String,
@@ -56,6 +67,40 @@ pub(crate) struct Vm {
     pub(crate) active: Configuration,
     pub(crate) checkpoints: Vec<Checkpoint>,
     pub(crate) reference_points: Vec<ReferencePoint>,
+    /// The checkpoint that the active settings follow from.
+    pub(crate) position: Option<String>,
+    /// The user checkpoint that was applied last.
+    pub(crate) last_applied: Option<String>,
+    /// Disks are merged when a checkpoint is gone; an export can switch that off.
+    pub(crate) merging: bool,
+    /// Files that the VM's own account may open.
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// An access entry for a VM on a file. It goes with the file itself, not with its path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Grant {
+    pub(crate) file: WinPath,
+    pub(crate) file_number: u64,
+}
+
+/// An imported system.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Planned {
+    /// The VM it will be.
+    pub(crate) vm: Vm,
+    /// The `.vmcx` it came from; its `.vmrs` and `.vmgs` lie beside it.
+    pub(crate) source: WinPath,
+    /// Checkpoints that its definition refers to.
+    pub(crate) checkpoints: Vec<PlannedCheckpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PlannedCheckpoint {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// Its definition was not found.
+    pub(crate) missing: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,45 +133,13 @@ pub enum VssBehaviour {
     Disabled,
 }
 
-/// A set of settings: those of the VM, or those of a checkpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Configuration {
-    pub(crate) name: String,
-    pub(crate) notes: Vec<String>,
-    pub(crate) user_snapshot_type: u16,
-    pub(crate) automatic_startup_action: u16,
-    pub(crate) automatic_shutdown_action: u16,
-    pub(crate) processors: u64,
-    pub(crate) memory_mib: u64,
-    pub(crate) secure_boot: bool,
-    pub(crate) tpm: bool,
-    pub(crate) bios_guid: String,
-    /// GUID of the SCSI controller.
-    pub(crate) controller: String,
-    pub(crate) disks: Vec<DiskSlot>,
-    pub(crate) nic: String,
-    pub(crate) mac: String,
-}
-
-/// A disk in a slot of a controller.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct DiskSlot {
-    pub(crate) slot: u8,
-    /// The file: the leaf in the VM's settings, the frozen one in a checkpoint's.
-    pub(crate) file: WinPath,
-    /// Name of the base file without extension; checkpoint files are named after it.
-    pub(crate) stem: String,
-    /// Attached as shared (persistent reservations): cannot be part of a checkpoint.
-    pub(crate) shared: bool,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum CheckpointKind {
     Recovery,
     User,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     /// Upper-case GUID.
     pub(crate) id: String,
@@ -137,31 +150,29 @@ pub(crate) struct Checkpoint {
     /// 1 application, 2 crash.
     pub(crate) consistency_level: u8,
     pub(crate) config: Configuration,
-    /// Change tracking ids of the frozen instant, by slot.
+    /// Change tracking ids of the frozen instant, one for each tracked disk.
     pub(crate) markers: Vec<Marker>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Marker {
-    pub(crate) slot: u8,
+    /// Where the disk was.
+    pub(crate) place: String,
     pub(crate) id: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ReferencePoint {
     /// Upper-case GUID.
     pub(crate) id: String,
     pub(crate) consistency_level: u8,
     pub(crate) markers: Vec<Marker>,
-    /// Controller of the slots.
-    pub(crate) controller: String,
 }
 
 /// A child that is to be folded into its parent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PendingMerge {
     pub(crate) vm: String,
-    pub(crate) slot: u8,
     pub(crate) child: WinPath,
     pub(crate) parent: WinPath,
     pub(crate) due_ms: u64,
@@ -186,7 +197,7 @@ pub(crate) struct Job {
     pub(crate) id: String,
     pub(crate) vm: String,
     pub(crate) method: String,
-    /// `JobType`: 70 create checkpoint, 72 delete checkpoint, 200 convert, 202 destroy reference point.
+    /// `JobType`.
     pub(crate) kind: u16,
     pub(crate) started_ms: u64,
     pub(crate) due_ms: u64,
@@ -201,23 +212,81 @@ pub(crate) struct JobEnd {
     pub(crate) state: u16,
     pub(crate) error_code: u16,
     pub(crate) error_description: String,
+    /// What `GetErrorEx` lists, when that is more than the description.
+    pub(crate) errors: Vec<String>,
     pub(crate) results: Vec<Object>,
 }
 
-/// Something that a job made.
+/// Something that a job made or changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Object {
     Checkpoint { id: String },
     ReferencePoint { id: String },
+    System { id: String },
+    Planned { id: String },
+    Setting { class: String, instance_id: String },
 }
 
 /// What a job does when its time has come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Action {
-    Create { kind: CheckpointKind, consistency_level: u8 },
-    Destroy { checkpoint: String },
-    Convert { checkpoint: String },
-    DestroyReferencePoint { reference_point: String },
+    Create {
+        kind: CheckpointKind,
+        consistency_level: u8,
+    },
+    Destroy {
+        checkpoint: String,
+    },
+    Convert {
+        checkpoint: String,
+    },
+    DestroyReferencePoint {
+        reference_point: String,
+    },
+    /// Adds, modifies or removes settings of a configuration.
+    Change {
+        configuration: String,
+        change: Change,
+    },
+    Define {
+        system: Properties,
+        settings: Vec<NewSetting>,
+    },
+    Import {
+        definition: WinPath,
+        snapshots: Option<WinPath>,
+        new_id: bool,
+    },
+    /// Takes a checkpoint out of a planned system.
+    ForgetCheckpoint {
+        checkpoint: String,
+    },
+    Validate,
+    Realize,
+    DestroySystem,
+    Export {
+        folder: WinPath,
+        settings: Properties,
+    },
+    Power {
+        to: Power,
+    },
+}
+
+/// A change of the devices of one configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Change {
+    Add(Vec<NewSetting>),
+    Modify(Vec<NewSetting>),
+    /// By `InstanceID`.
+    Remove(Vec<String>),
+}
+
+/// A setting as a caller gives it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NewSetting {
+    pub(crate) class: String,
+    pub(crate) properties: Properties,
 }
 
 impl HostState {
@@ -226,7 +295,9 @@ impl HostState {
             format: FORMAT,
             time_ms,
             options,
+            guardians: vec![new_guid()],
             vms: Vec::new(),
+            planned: Vec::new(),
             jobs: Vec::new(),
             merges: Vec::new(),
             events: Vec::new(),
@@ -256,6 +327,44 @@ impl HostState {
         self.vms.iter_mut().find(|vm| vm.id == id).expect("the id was taken from a VM of this state")
     }
 
+    pub(crate) fn planned(&self, id: &str) -> Option<&Planned> {
+        self.planned.iter().find(|planned| planned.vm.id.eq_ignore_ascii_case(id))
+    }
+
+    /// Registered VMs, then planned ones.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.iter().chain(self.planned.iter().map(|planned| &planned.vm))
+    }
+
+    /// A registered or planned VM.
+    pub(crate) fn machine(&self, id: &str) -> Option<&Vm> {
+        self.machines().find(|vm| vm.id.eq_ignore_ascii_case(id))
+    }
+
+    pub(crate) fn machine_mut(&mut self, id: &str) -> &mut Vm {
+        let planned = self.planned.iter_mut().map(|planned| &mut planned.vm);
+        let mut machines = self.vms.iter_mut().chain(planned);
+        machines.find(|vm| vm.id == id).expect("the id was taken from a VM of this state")
+    }
+
+    /// The settings with this id (of a registered or planned VM, or of a checkpoint), with their VM.
+    pub(crate) fn configuration(&self, id: &str) -> Option<(&Vm, &Configuration)> {
+        if let Some(vm) = self.machine(id) {
+            return Some((vm, &vm.active));
+        }
+        self.checkpoint(id).map(|(vm, checkpoint)| (vm, &checkpoint.config))
+    }
+
+    /// As [`HostState::configuration`], to be changed; the id has been found before.
+    pub(crate) fn configuration_mut(&mut self, id: &str) -> &mut Configuration {
+        if self.machine(id).is_some() {
+            return &mut self.machine_mut(id).active;
+        }
+        let mut checkpoints = self.vms.iter_mut().flat_map(|vm| &mut vm.checkpoints);
+        let found = checkpoints.find(|checkpoint| checkpoint.id == id);
+        &mut found.expect("the id was taken from a configuration of this state").config
+    }
+
     /// A checkpoint by its id, with its VM.
     pub(crate) fn checkpoint(&self, id: &str) -> Option<(&Vm, &Checkpoint)> {
         self.vms.iter().find_map(|vm| {
@@ -278,14 +387,26 @@ impl HostState {
 
     /// `OperationalStatus[1]` of a VM: what is going on with it, if anything.
     pub(crate) fn operation(&self, vm_id: &str) -> Option<(u16, &'static str)> {
-        let job = self.jobs.iter().find(|job| job.vm == vm_id && job.end.is_none()).and_then(|job| match job.action {
+        let job = self.open_jobs(vm_id).find_map(|job| match job.action {
             Action::Create { .. } => Some((32768, "Creating checkpoint")),
             Action::Destroy { .. } | Action::Convert { .. } => Some((32770, "Deleting checkpoint")),
-            // A reference point has no files: the VM does not notice.
-            Action::DestroyReferencePoint { .. } => None,
+            Action::Export { .. } => Some((32773, "Exporting virtual machine")),
+            // A reference point has no files, and settings are changed in an instant: the VM shows nothing.
+            _ => None,
         });
         let merging = || self.merges.iter().any(|merge| merge.vm == vm_id && !merge.blocked);
         job.or_else(|| merging().then_some((32772, "Merging disks")))
+    }
+
+    /// Jobs of a VM that have not ended.
+    pub(crate) fn open_jobs(&self, vm_id: &str) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(move |job| job.vm == vm_id && job.end.is_none())
+    }
+
+    /// Whether something is going on with a VM that another operation would have to wait for.
+    pub(crate) fn is_busy(&self, vm_id: &str) -> bool {
+        let in_the_way = |job: &Job| !matches!(job.action, Action::DestroyReferencePoint { .. });
+        self.operation(vm_id).is_some() || self.open_jobs(vm_id).any(in_the_way)
     }
 }
 
@@ -295,11 +416,34 @@ impl Vm {
         self.active.disks.get(index).ok_or_else(missing)
     }
 
+    /// Where checkpoints keep their files.
+    pub(crate) fn snapshot_root(&self) -> WinPath {
+        self.root("SnapshotDataRoot")
+    }
+
+    /// Where the `.vmgs` lies.
+    pub(crate) fn guest_state_root(&self) -> WinPath {
+        self.root("GuestStateDataRoot")
+    }
+
+    /// A data root: the VM's folder, unless another was set.
+    pub(crate) fn root(&self, property: &str) -> WinPath {
+        match self.active.system.text(property) {
+            "" => self.folder.clone(),
+            folder => WinPath::new(folder),
+        }
+    }
+
     /// Whether change tracking is possible: a configuration version from the Server 2016 family on.
     pub(crate) fn supports_tracking(&self) -> bool {
-        let mut numbers = self.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 2)
+        version_number(&self.version) >= (6, 2)
     }
+}
+
+/// A configuration version such as `9.0`, to be compared.
+pub(crate) fn version_number(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// A new GUID in Hyper-V's spelling.

@@ -168,6 +168,7 @@ pub(crate) fn carry_out(store: &Store, op: &FileOp) -> Result<(), LabError> {
             record.drop_marker(id);
             if record == before { Ok(()) } else { save(store, disk, &record) }
         }
+        FileOp::WriteConfiguration { .. } => unreachable!("configuration files need the state of the host"),
     }
 }
 

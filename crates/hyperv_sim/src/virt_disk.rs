@@ -134,7 +134,7 @@ impl Handle {
         let Some(wanted) = vm.active.disks.get(disk) else { return false };
         let checkpoints = vm.checkpoints.iter().flat_map(|checkpoint| &checkpoint.config.disks);
         std::iter::once(wanted)
-            .chain(checkpoints.filter(|other| other.slot == wanted.slot))
+            .chain(checkpoints.filter(|other| other.place == wanted.place))
             .any(|other| self.chain.contains(&other.file))
     }
 }

@@ -4,87 +4,42 @@ use hyperv::seam::{CimType, CimValue, Instance, MethodOutput};
 
 use super::{INVALID_PARAMETER, INVALID_STATE, answer, answer_with};
 use crate::builder::Builder;
+use crate::config_file;
+use crate::configuration::{CONNECTION, MEMORY, PROCESSOR};
 use crate::embedded;
-use crate::guest::SplitMix;
+use crate::error::LabError;
 use crate::host::Tx;
 use crate::objects;
+use crate::paths::WinPath;
+use crate::properties::Properties;
 use crate::provider::Inputs;
-use crate::state::{Configuration, Power, Vm};
+use crate::state::{Power, Vm};
+use crate::system_settings;
 
 /// `ModifySystemSettings`. The text may hold the whole instance as it was read; what it changes must be changeable.
 pub(super) fn modify(tx: &mut Tx<'_>, inputs: &Inputs) -> MethodOutput {
     let Some(wanted) = inputs.embedded("SystemSettings") else { return answer(INVALID_PARAMETER) };
     let id = wanted.get("InstanceID").as_str().and_then(|id| id.strip_prefix("Microsoft:")).unwrap_or_default();
-    let (vm, checkpoint) = match (tx.vm(id), tx.checkpoint(id)) {
+    let (vm, checkpoint) = match (tx.machine(id), tx.checkpoint(id)) {
         (Some(vm), _) => (vm.clone(), None),
         (None, Some((vm, checkpoint))) => (vm.clone(), Some(checkpoint.clone())),
         (None, None) => return answer(INVALID_PARAMETER),
     };
-    if tx.operation(&vm.id).is_some() {
+    if tx.is_busy(&vm.id) {
         return answer(INVALID_STATE);
     }
     let current = objects::system_settings(tx, &vm, checkpoint.as_ref());
-    let mut config = checkpoint.as_ref().map_or(&vm.active, |checkpoint| &checkpoint.config).clone();
+    let mut changed = Properties::default();
     for (name, value) in &wanted.properties {
-        if value.is_null() || value == current.get(name) {
-            continue;
-        }
-        if change(&mut config, name, value).is_none() {
-            return answer(INVALID_PARAMETER);
+        if !value.is_null() && value != current.get(name) {
+            changed.set(name, value);
         }
     }
-    let now_ms = tx.now_ms;
-    let changed = tx.edit().vm_mut(&vm.id);
-    changed.config_changed_ms = now_ms;
-    match checkpoint {
-        None => changed.active = config,
-        Some(checkpoint) => {
-            let target = changed.checkpoints.iter_mut().find(|other| other.id == checkpoint.id);
-            target.expect("the checkpoint was just found").config = config;
-        }
+    let id = checkpoint.map_or(vm.id, |checkpoint| checkpoint.id);
+    match system_settings::change(tx, &id, &changed) {
+        Ok(()) => answer(0),
+        Err(failure) => answer(failure.code.into()),
     }
-    answer(0)
-}
-
-/// Changes one property; `None` when it cannot be changed, or not to this.
-fn change(config: &mut Configuration, name: &str, value: &CimValue) -> Option<()> {
-    let one_of = |allowed: &[u16]| match value {
-        CimValue::Uint16(value) if allowed.contains(value) => Some(*value),
-        _ => None,
-    };
-    match name {
-        "ElementName" => config.name = value.as_str().filter(|name| !name.is_empty())?.to_owned(),
-        "Notes" => {
-            let notes: Vec<String> =
-                value.as_array()?.iter().filter_map(|note| note.as_str()).map(str::to_owned).collect();
-            // An empty array is ignored; one empty string clears.
-            match notes.as_slice() {
-                [] => {}
-                [only] if only.is_empty() => config.notes.clear(),
-                _ => config.notes = notes,
-            }
-        }
-        "UserSnapshotType" => config.user_snapshot_type = one_of(&[2, 3, 4, 5])?,
-        "AutomaticStartupAction" => config.automatic_startup_action = one_of(&[2, 3, 4])?,
-        "AutomaticShutdownAction" => config.automatic_shutdown_action = one_of(&[2, 3, 4])?,
-        "SecureBootEnabled" => config.secure_boot = value.as_bool()?,
-        _ => return None,
-    }
-    Some(())
-}
-
-/// `GetKeyProtector`: opaque bytes, the same for a VM and its checkpoints.
-pub(super) fn key_protector(tx: &Tx<'_>, inputs: &Inputs) -> MethodOutput {
-    let settings = inputs.embedded("SecuritySettingData");
-    let id = settings.and_then(|settings| settings.get("InstanceID").as_str()).unwrap_or_default();
-    let cfg = id.strip_prefix("Microsoft:").and_then(|rest| rest.split('\\').next()).unwrap_or_default();
-    let vm = tx.vm(cfg).or_else(|| tx.checkpoint(cfg).map(|(vm, _)| vm));
-    let Some(vm) = vm.filter(|vm| vm.active.tpm) else { return answer(INVALID_PARAMETER) };
-    let mut content = vec![0; 1024];
-    let seed = vm.id.bytes().fold(0, |seed, byte| SplitMix::new(seed ^ u64::from(byte)).next());
-    SplitMix::new(seed).fill(&mut content);
-    let bytes = content.into_iter().map(CimValue::Uint8).collect();
-    answer_with(0, vec![("KeyProtector", CimValue::Array(CimType::Uint8, bytes))])
 }
 
 /// `GetSummaryInformation`.
@@ -120,13 +75,20 @@ fn summary_of(tx: &Tx<'_>, vm: &Vm, requested: &[u64]) -> Instance {
             0 => builder.text("Name", &vm.id),
             1 => builder.text("ElementName", &vm.active.name),
             2 => builder.date("CreationTime", vm.created_ms),
-            3 => builder.text("Notes", &vm.active.notes.join("\n")),
-            4 => builder.number("NumberOfProcessors", vm.active.processors),
+            3 => builder.text("Notes", &vm.active.system.texts("Notes").join("\n")),
+            4 => builder.number("NumberOfProcessors", vm.active.number_of(PROCESSOR, "VirtualQuantity")),
+            9 => {
+                let connections = vm.active.devices.iter().filter(|device| device.class == CONNECTION);
+                let names = connections.map(|device| device.properties.text("LastKnownSwitchName").to_owned());
+                builder.texts("VirtualSwitchNames", names.collect())
+            }
             10 => builder.text("Version", &vm.version),
-            11 => builder.flag("Shielded", false),
+            11 => builder.flag("Shielded", vm.active.security_flag("ShieldingRequested")),
             100 => builder.number("EnabledState", objects::enabled_state(vm)),
             101 => builder.number("ProcessorLoad", 0),
-            103 => builder.number("MemoryUsage", if running { vm.active.memory_mib } else { 0 }),
+            103 => {
+                builder.number("MemoryUsage", if running { vm.active.number_of(MEMORY, "VirtualQuantity") } else { 0 })
+            }
             104 if running => builder.number("Heartbeat", 2),
             105 => builder.number("UpTime", if running { tx.now_ms.saturating_sub(vm.state_changed_ms) } else { 0 }),
             106 => builder.text("GuestOperatingSystem", ""),
@@ -136,4 +98,30 @@ fn summary_of(tx: &Tx<'_>, vm: &Vm, requested: &[u64]) -> Instance {
         };
     }
     builder.build()
+}
+
+/// `GetDefinitionFileSummaryInformation`: what a `.vmcx` says, without importing it.
+pub(super) fn definition_summary(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    let files = inputs.value("DefinitionFiles").as_array().unwrap_or_default();
+    let mut texts = Vec::new();
+    for file in files.iter().filter_map(CimValue::as_str) {
+        let file = WinPath::new(file);
+        let exists = file.in_sandbox(tx.store.root()).is_some_and(|file| file.is_file());
+        let Some(definition) = (match exists {
+            true => config_file::read_definition(tx.store, &file)?,
+            false => return Ok(answer(super::FILE_NOT_FOUND)),
+        }) else {
+            return Ok(answer(32768));
+        };
+        let summary = Builder::embedded("Msvm_SummaryInformation")
+            .text("Name", &definition.vm_id)
+            .text("ElementName", &definition.settings.name)
+            .text("Version", &definition.version)
+            .text("VirtualSystemSubType", &format!("Microsoft:Hyper-V:SubType:{}", definition.generation))
+            .number("NumberOfProcessors", definition.settings.number_of(PROCESSOR, "VirtualQuantity"))
+            .flag("Shielded", definition.settings.security_flag("ShieldingRequested"))
+            .build();
+        texts.push(CimValue::String(embedded::format(&summary)));
+    }
+    Ok(answer_with(0, vec![("SummaryInformation", CimValue::Array(CimType::String, texts))]))
 }

@@ -50,6 +50,7 @@ impl Client {
     }
 
     pub fn vm(&self, name: &str) -> Instance {
+        let name = name.replace('\\', r"\\").replace('\'', r"\'");
         self.only(&format!("SELECT * FROM Msvm_ComputerSystem WHERE ElementName = '{name}'"))
     }
 
@@ -206,4 +207,33 @@ pub fn units(ranges: &[ChangedRange], unit: u64) -> BTreeSet<u64> {
         .iter()
         .flat_map(|range| range.offset_bytes / unit..(range.offset_bytes + range.len_bytes).div_ceil(unit))
         .collect()
+}
+
+/// An instance as a parameter text, nulls left out.
+pub fn embedded(instance: &Instance) -> String {
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
+    let scalar = |value: &CimValue| match value {
+        CimValue::Boolean(value) => value.to_string(),
+        CimValue::Sint32(value) => value.to_string(),
+        value => value.as_str().map_or_else(|| value.as_u64().unwrap().to_string(), escape),
+    };
+    let mut text = format!("<INSTANCE CLASSNAME=\"{}\">", instance.class);
+    for (name, value) in &instance.properties {
+        text += &match value {
+            CimValue::Null => continue,
+            CimValue::Array(base, values) => {
+                let values: String = values.iter().map(|value| format!("<VALUE>{}</VALUE>", scalar(value))).collect();
+                let kind = format!("{base:?}").to_lowercase();
+                format!(
+                    "<PROPERTY.ARRAY NAME=\"{name}\" TYPE=\"{kind}\"><VALUE.ARRAY>{values}</VALUE.ARRAY></PROPERTY.ARRAY>"
+                )
+            }
+            value => {
+                let kind = format!("{value:?}");
+                let kind = kind.split('(').next().unwrap().to_lowercase();
+                format!("<PROPERTY NAME=\"{name}\" TYPE=\"{kind}\"><VALUE>{}</VALUE></PROPERTY>", scalar(value))
+            }
+        };
+    }
+    text + "</INSTANCE>"
 }
