@@ -237,6 +237,22 @@ impl Host {
             .collect())
     }
 
+    /// This computer's name; `None` when it cannot be asked.
+    pub(crate) fn computer_name(&self) -> Option<String> {
+        self.of_windows("CSName")
+    }
+
+    /// Such as `10.0.20348`; `None` when it cannot be asked.
+    pub(crate) fn windows_version(&self) -> Option<String> {
+        self.of_windows("Version")
+    }
+
+    fn of_windows(&self, property: &str) -> Option<String> {
+        let query = wql::all("Win32_OperatingSystem");
+        let found = self.query("look at the host", Namespace::Cimv2, &query).ok()?;
+        found.first()?.get(property).as_str().map(str::to_owned)
+    }
+
     /// Facts that help a restore elsewhere. None is worth failing a backup for.
     fn definition_host(&self) -> DefinitionHost {
         let attempt = "look at the host";

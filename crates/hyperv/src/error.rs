@@ -76,6 +76,10 @@ pub enum Error {
     #[error("{attempt}: node {node} of the cluster owns it; run this there, or move the VM here")]
     OnOtherNode { attempt: String, node: String },
 
+    /// A VM with a virtual TPM did not start, and the host's text names no other cause (spec 6.6, 6.7).
+    #[error("{attempt}: its virtual TPM may not open on this host")]
+    TpmMayNotOpen { attempt: String, source: Box<Error> },
+
     /// A call was sent, and how it ended cannot be learned: the service went away, or the job's object expired. Looking
     /// at the VM did not show the result.
     #[error("{attempt}: {reason}, and {seen}")]
@@ -106,6 +110,7 @@ impl Error {
             Self::NoService { .. } | Self::OutcomeUnknown { .. } => ErrorKind::ServiceGone,
             Self::Refused { code, .. } => return_code_kind(*code),
             Self::JobFailed { failure, .. } => failure.kind(),
+            Self::TpmMayNotOpen { source, .. } => source.kind(),
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Missing { .. } | Self::OnOtherNode { .. } => ErrorKind::NotFound,
@@ -124,6 +129,7 @@ impl Error {
                 found
             }
             Self::JobFailed { failure, .. } => failure.hresults(),
+            Self::TpmMayNotOpen { source, .. } => source.hresults(),
             Self::VirtDisk { source, .. } => vec![source.code],
             _ => Vec::new(),
         }

@@ -97,6 +97,12 @@ pub enum VmState {
 }
 
 impl VmState {
+    /// The state that a VM's instance shows.
+    pub(crate) fn of(system: &Instance) -> Self {
+        let other = system.get("OtherEnabledState").as_str().unwrap_or_default();
+        Self::from_wmi(number(system, "EnabledState"), other)
+    }
+
     fn from_wmi(value: u16, other: &str) -> Self {
         match value {
             2 => Self::Running,
@@ -398,7 +404,7 @@ impl Host {
                 name: text(system, "ElementName"),
                 path: path.clone(),
                 settings_path: settings_path.clone(),
-                state: VmState::from_wmi(number(system, "EnabledState"), &text(system, "OtherEnabledState")),
+                state: VmState::of(system),
                 operation: Operation::of(system),
                 generation: generation(active),
                 configuration_version: text(active, "Version"),

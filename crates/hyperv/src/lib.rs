@@ -48,6 +48,7 @@ pub mod seam;
 pub mod cim_xml;
 pub mod wql;
 
+mod advice;
 mod error;
 mod names;
 
@@ -72,6 +73,9 @@ mod frozen;
 mod merge;
 mod reference_point;
 
+mod power;
+mod recreate;
+
 pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
 pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FrozenDisk, GuestBackup};
 pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
@@ -90,4 +94,8 @@ pub use job::{Cancel, JobLimits};
 pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};
 pub use names::{ControllerKind, DiskSlot, NotASlot, VmId, file_name, slot_part};
 pub use protection::{Caution, FullOnly, Impossible, Protection};
+pub use recreate::{
+    ConfigurationVersions, Difference, Identity, MacChoice, NetworkChoice, Obstacle, ObstacleCode, PlannedVm,
+    RecreateWarning, Recreated, Recreation, RestoredDisk, Severity, TpmChoice, Way, Why,
+};
 pub use reference_point::{Conversion, DiskTracking, ReferencePoint, TrackingDefect};
