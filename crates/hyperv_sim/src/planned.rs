@@ -58,6 +58,8 @@ pub(crate) fn import(tx: &mut Tx<'_>, action: &Action) -> Outcome<Object> {
             Some(folder) => tx.store.file(&folder.join(&format!("{id}.vmcx")))?.is_file(),
             None => false,
         };
+        // A copy gets new ids all the way down.
+        let id = if *new_id { new_guid() } else { id };
         checkpoints.push(PlannedCheckpoint { id, name, missing: !found });
     }
     let vm = Vm {
