@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backup::ConsistencyPolicy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::units::{parse_duration, parse_size};
 
@@ -153,6 +155,12 @@ pub enum Command {
     /// Disk files: VHDX, VHD, raw
     #[command(subcommand)]
     Vhd(VhdCommand),
+    /// Do the jobs of the configuration as they are due, in the foreground, until stopped
+    #[command(after_help = RUN_EXAMPLES)]
+    Run,
+    /// The same as a service of this machine
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// The program's version
     Version,
     /// Completion for a shell: `e3-backup-agent completion bash > /etc/bash_completion.d/e3-backup-agent`
@@ -332,15 +340,87 @@ pub struct BackupArgs {
 }
 
 /// What to ask of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ConsistencyArg {
     /// Application-consistent; crash-consistent with a warning where the guest cannot.
+    #[default]
     Application,
     /// Application-consistent, or no point.
     ApplicationRequired,
     /// Do not ask the guest.
     Crash,
 }
+
+impl ConsistencyArg {
+    /// The same for the engine.
+    pub fn policy(self) -> ConsistencyPolicy {
+        match self {
+            Self::Application => ConsistencyPolicy::PreferApplication,
+            Self::ApplicationRequired => ConsistencyPolicy::RequireApplication,
+            Self::Crash => ConsistencyPolicy::Crash,
+        }
+    }
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent run
+  e3-backup-agent run --config ./jobs.toml --host lab:./lab
+  E3_LOG=info e3-backup-agent run --password-file password.txt
+
+A job in the configuration: [[job]] name = \"nightly\", at = \"22:00\" (docs/service.md). SIGHUP reads it again; Ctrl+C
+once stops cleanly, twice at once.";
+
+/// `service …`
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Install it, or bring an installed one up to date (Windows; elevated)
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent service install
+  e3-backup-agent service install --start
+  e3-backup-agent service install && e3-backup-agent service status")]
+    Install {
+        /// Start it, too
+        #[arg(long)]
+        start: bool,
+    },
+    /// Start it
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Start,
+    /// Stop it; a backup that runs is ended cleanly first
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Stop,
+    /// Begin no new run until `resume`; one that goes on ends as it would
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Pause,
+    /// Undo `pause`
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Resume,
+    /// Read the configuration again
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Reload,
+    /// What the agent of this host does, and what became of its jobs
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent service status
+  e3-backup-agent service status --json
+  e3-backup-agent service status --quiet      waiting, running, paused or stopped")]
+    Status,
+    /// Stop and remove it; configuration, journals and log stay
+    #[command(alias = "uninstall", after_help = SERVICE_EXAMPLES)]
+    Remove,
+    /// What the service manager starts
+    #[command(hide = true, after_help = SERVICE_EXAMPLES)]
+    Main,
+}
+
+const SERVICE_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent service start
+  e3-backup-agent service pause
+  e3-backup-agent service stop";
 
 /// `points …`
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! The configuration files: what is not said by a flag or the environment.
 //!
-//! Precedence: flag, environment, the user's file, the machine's file. Passwords and keys are never in them.
+//! Precedence: flag, environment, the user's file, the machine's file. Passwords and keys are never in them, only the
+//! path of a file that holds the password.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Attempt as _, Code, Failure};
+use crate::service::Job;
 
 /// What a file can say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,12 @@ pub struct Config {
     /// Host, as for `--host`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// File that holds the repository password, as for `--password-file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// What the running agent does by itself. One file's jobs replace the other's as a whole.
+    #[serde(rename = "job", default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<Job>,
 }
 
 impl Config {
@@ -29,7 +37,12 @@ impl Config {
             None => Self::default(),
         };
         let machine = Self::read(&machine_file())?;
-        Ok(Self { repository: user.repository.or(machine.repository), host: user.host.or(machine.host) })
+        Ok(Self {
+            repository: user.repository.or(machine.repository),
+            host: user.host.or(machine.host),
+            password_file: user.password_file.or(machine.password_file),
+            jobs: if user.jobs.is_empty() { machine.jobs } else { user.jobs },
+        })
     }
 
     /// Remembers a repository in the user's file (or `given`); gives the file.
@@ -40,7 +53,7 @@ impl Config {
             return Err(Failure::new(what, "", Code::Usage, why).with_steps(&["give --config FILE"]));
         };
         let config = Self { repository: Some(url.to_owned()), ..Self::read(&path)? };
-        let text = toml::to_string(&config).expect("two texts are TOML");
+        let text = toml::to_string(&config).expect("texts and tables of texts are TOML");
         let temporary = path.with_extension("tmp");
         let write = || -> io::Result<()> {
             if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -89,12 +102,17 @@ fn user_file(given: Option<&Path>) -> Option<PathBuf> {
     Some(base?.join("e3").join("config.toml"))
 }
 
-fn machine_file() -> PathBuf {
+/// The machine's file: what a service has, which is no user.
+pub fn machine_file() -> PathBuf {
+    if cfg!(windows) { machine_folder().join("config.toml") } else { "/etc/e3/config.toml".into() }
+}
+
+/// Where this machine keeps what belongs to no user: journals, locks, the service's log.
+pub fn machine_folder() -> PathBuf {
     if cfg!(windows) {
-        PathBuf::from(std::env::var_os("ProgramData").unwrap_or_else(|| r"C:\ProgramData".into()))
-            .join(r"e3\config.toml")
+        PathBuf::from(std::env::var_os("ProgramData").unwrap_or_else(|| r"C:\ProgramData".into())).join("e3")
     } else {
-        "/etc/e3/config.toml".into()
+        "/var/lib/e3".into()
     }
 }
 
@@ -109,7 +127,8 @@ mod tests {
         Config::remember_repository(Some(&path), "/srv/a").unwrap();
         std::fs::write(&path, "host = \"local\"\n").unwrap();
         Config::remember_repository(Some(&path), "s3://b/\"p\"/").unwrap();
-        let expected = Config { repository: Some("s3://b/\"p\"/".into()), host: Some("local".into()) };
+        let expected =
+            Config { repository: Some("s3://b/\"p\"/".into()), host: Some("local".into()), ..Config::default() };
         assert_eq!(Config::read(&path).unwrap(), expected);
     }
 
@@ -123,5 +142,18 @@ mod tests {
         assert_eq!(json["exit"], 2);
         let why = json["why"].as_str().unwrap();
         assert!(why.contains("line 2") && why.contains("repositroy") && why.contains("`repository`"), "{why}");
+    }
+
+    #[test]
+    fn jobs_are_read_and_survive_a_repository_being_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let text = "[[job]]\nname = \"nightly\"\nat = \"22:00\"\nexcept = [\"TEST*\"]\n";
+        std::fs::write(&path, text).unwrap();
+        Config::remember_repository(Some(&path), "/srv/a").unwrap();
+        let config = Config::read(&path).unwrap();
+        assert_eq!(config.repository.as_deref(), Some("/srv/a"));
+        assert_eq!(config.jobs.len(), 1);
+        assert_eq!((&*config.jobs[0].name, &*config.jobs[0].except), ("nightly", &["TEST*".to_owned()][..]));
     }
 }

@@ -13,6 +13,7 @@ use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
 use crate::lab_hooks::LabHooks;
 use crate::password;
+use crate::service::Job;
 use crate::units;
 
 /// Name and version, as points and session markers carry it.
@@ -27,9 +28,17 @@ pub struct Context {
 
 impl Context {
     /// Reads the configuration.
-    pub fn new(global: Global) -> Result<Self, Failure> {
+    pub fn new(mut global: Global) -> Result<Self, Failure> {
         let config = Config::load(global.config.as_deref())?;
+        if global.password_file.is_none() && !password::is_in_environment() {
+            global.password_file.clone_from(&config.password_file);
+        }
         Ok(Self { global, config })
+    }
+
+    /// The jobs of the configuration.
+    pub fn jobs(&self) -> &[Job] {
+        &self.config.jobs
     }
 
     /// The repository's location: `given` as an argument, or by flag, environment or configuration.
@@ -70,11 +79,18 @@ impl Context {
 
     /// Opens the host.
     pub fn host(&self) -> Result<OpenHost, Failure> {
-        let Some(selector) = self.global.host.as_deref().or(self.config.host.as_deref()) else {
-            return Err(Failure::new("find the host", "", Code::Usage, "no host was named")
-                .with_steps(&["give --host local|lab:DIR", "set E3_HOST"]));
-        };
-        OpenHost::open(selector)
+        OpenHost::open(self.host_selector()?)
+    }
+
+    /// The host's name for `--host`.
+    pub fn host_selector(&self) -> Result<&str, Failure> {
+        self.global.host.as_deref().or(self.config.host.as_deref()).ok_or_else(|| {
+            Failure::new("find the host", "", Code::Usage, "no host was named").with_steps(&[
+                "give --host local|lab:DIR",
+                "set E3_HOST",
+                "put `host` into the configuration",
+            ])
+        })
     }
 
     /// A time for people.

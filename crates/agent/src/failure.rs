@@ -123,6 +123,21 @@ impl Failure {
     }
 }
 
+/// In one line, for logs.
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)?;
+        if !self.on.is_empty() {
+            write!(f, " ({})", self.on)?;
+        }
+        write!(f, ": {} [{}, exit {}]", self.why, self.code.name(), self.exit())?;
+        if !self.steps.is_empty() {
+            write!(f, " To do: {}", self.steps.join("; or "))?;
+        }
+        Ok(())
+    }
+}
+
 /// Says what was attempted, when it fails.
 pub trait Attempt<T> {
     /// Makes the error a [`Failure`] to do `what` on `on`.

@@ -6,6 +6,7 @@ use backup::HostState;
 use hyperv::Host;
 use hyperv_sim::LabHost;
 
+use crate::config::machine_folder;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::lab_hooks::LabHooks;
 
@@ -35,8 +36,7 @@ impl OpenHost {
                 Err(Failure::new(what, selector, Code::NotSupported, why)
                     .with_steps(&["use a simulated host: `lab create DIR`, then --host lab:DIR"]))
             }
-            _ => Err(Failure::new(what, selector, Code::Usage, "a host is `local` or `lab:DIR`")
-                .with_steps(&["correct --host or E3_HOST"])),
+            _ => Err(no_such_selector(what, selector)),
         }
     }
 
@@ -51,11 +51,25 @@ impl OpenHost {
         let hooks = LabHooks::from_environment()?;
         let host = Host::new(hooks.wrap_seam(lab.seam()));
         let facts = host.probe().attempt(what, selector)?;
-        Ok(Self { host, name: facts.name, hooks: Some(hooks), state_dir: dir.join("e3-state") })
+        Ok(Self { host, name: facts.name, hooks: Some(hooks), state_dir: state_dir(selector)? })
     }
 
     /// The locks and journals of this host.
     pub fn state(&self) -> Result<HostState, Failure> {
         HostState::open(&self.state_dir).attempt("open the host's journal", self.state_dir.display().to_string())
     }
+}
+
+/// The folder of locks and journals of the host that `selector` names, whether or not the host answers.
+pub fn state_dir(selector: &str) -> Result<PathBuf, Failure> {
+    match selector.split_once(':') {
+        Some(("lab", dir)) if !dir.is_empty() => Ok(Path::new(dir).join("e3-state")),
+        None if selector == "local" => Ok(machine_folder().join("state")),
+        _ => Err(no_such_selector("find the host's journals", selector)),
+    }
+}
+
+fn no_such_selector(what: &str, selector: &str) -> Failure {
+    Failure::new(what, selector, Code::Usage, "a host is `local` or `lab:DIR`")
+        .with_steps(&["correct --host or E3_HOST"])
 }

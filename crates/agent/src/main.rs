@@ -8,6 +8,7 @@
 //! Results go to standard output, everything else to standard error. Which error ends with which exit code, and what
 //! a person is told to do about it, is one table in `failure.rs`.
 
+mod batch;
 mod cli;
 mod commands;
 mod config;
@@ -20,14 +21,16 @@ mod outcome;
 mod output;
 mod password;
 mod progress;
+mod service;
 mod topics;
 mod units;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tracing_appender::rolling::{RollingFileAppender, Rotation};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ServiceCommand};
 use crate::context::Context;
 use crate::failure::{Code, Failure};
 use crate::outcome::Outcome;
@@ -38,7 +41,8 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     output::set_color(cli.global.color);
-    start_tracing(cli.global.verbose);
+    let is_service = matches!(cli.command, Command::Service(ServiceCommand::Main));
+    start_tracing(cli.global.verbose, is_service);
     let json = cli.global.json;
     let verbose = cli.global.verbose > 0;
     match run(cli) {
@@ -57,6 +61,9 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Version => return commands::about::version(&global),
         Command::Completion { shell } => return commands::about::completion(shell),
         Command::Help { topic } => return topics::help(&topic),
+        // The running agent reads it itself, and again when asked.
+        Command::Run => return service::run_in_foreground(&global),
+        Command::Service(command) => return service::run(&global, &command),
         command => command,
     };
     let context = Context::new(global)?;
@@ -70,7 +77,9 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Verify(arguments) => commands::verify::run(&context, &arguments),
         Command::Snapshot(command) => commands::snapshot::run(&context, command),
         Command::Vhd(command) => commands::vhd::run(&context, command),
-        Command::Version | Command::Completion { .. } | Command::Help { .. } => unreachable!("answered above"),
+        Command::Version | Command::Completion { .. } | Command::Help { .. } | Command::Run | Command::Service(_) => {
+            unreachable!("answered above")
+        }
     }
 }
 
@@ -88,20 +97,30 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// Traces go to standard error; `E3_LOG` takes a filter such as `info` or `backup=debug`.
-fn start_tracing(verbose: u8) {
+/// Traces go to standard error, those of a service to files; `E3_LOG` takes a filter such as `info` or `backup=debug`.
+fn start_tracing(verbose: u8, is_service: bool) {
     let filter = std::env::var("E3_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| {
         match verbose {
-            0 => "error",
-            1 => "info",
+            0 if !is_service => "error",
+            0 | 1 => "info",
             2 => "debug",
             _ => "trace",
         }
         .to_owned()
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(output::is_colored())
-        .init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter));
+    if is_service && let Ok(files) = log_files() {
+        return subscriber.with_writer(files).with_ansi(false).init();
+    }
+    subscriber.with_writer(std::io::stderr).with_ansi(output::is_colored()).init();
+}
+
+/// A file a day beside the service's journals, for two weeks.
+fn log_files() -> Result<RollingFileAppender, tracing_appender::rolling::InitError> {
+    RollingFileAppender::builder()
+        .rotation(Rotation::DAILY)
+        .filename_prefix("agent")
+        .filename_suffix("log")
+        .max_log_files(14)
+        .build(config::machine_folder().join("log"))
 }

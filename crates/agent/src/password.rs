@@ -63,6 +63,11 @@ pub fn new(global: &Global, store: &str) -> Result<NewPassword, Failure> {
     Err(Failure::new(what, "", Code::BadPassword, problem))
 }
 
+/// Whether the environment gives one.
+pub fn is_in_environment() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
 /// From the file of `--password-file`, without the end of its line, or from the environment.
 fn given(global: &Global) -> Result<Option<String>, Failure> {
     if let Some(path) = &global.password_file {

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use backup::{
-    BackupContext, BackupError, BackupOptions, ConsistencyPolicy, ReadMode, VmReport, back_up_vm, new_run_id,
-};
+use backup::{BackupOptions, ReadMode, VmReport, new_run_id};
 use hyperv::Vm;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::cli::{BackupArgs, ConsistencyArg};
+use crate::batch::{Batch, VmResult, exit_code, peak_rss_bytes};
+use crate::cli::BackupArgs;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
@@ -45,9 +44,9 @@ fn run_on(
     let run_id = new_run_id();
     let interrupt = Interrupt::watch();
     let progress = Progress::start("backup", &context.global);
-    let backup = BackupContext {
-        host: &host.host,
-        host_name: &host.name,
+    let batch = Batch {
+        host,
+        location: &location,
         repo: &repo,
         state: &state,
         options,
@@ -60,15 +59,9 @@ fn run_on(
         if vms.len() > 1 {
             progress.part(format!("VM {number} of {}", vms.len()));
         }
-        let vm_begun = Instant::now();
-        let result = if interrupt.is_asked() { Err(BackupError::Cancelled) } else { back_up_vm(&backup, vm, &run_id) };
-        let result = result.map_err(|error| {
-            let on = format!("{} ({}) on {}, repository {location}", vm.name, vm.id, host.name);
-            interrupt.explain(Failure::of(format!("back up {}", vm.name), on, &error))
-        });
-        let result = VmResult { vm, result, elapsed: vm_begun.elapsed() };
+        let result = batch.back_up(vm, &run_id).explained(|failure| interrupt.explain(failure));
         progress.pause();
-        result.show(context);
+        show(&result, context);
         results.push(result);
     }
     progress.finish();
@@ -78,11 +71,7 @@ fn run_on(
 fn options(arguments: &BackupArgs) -> Result<BackupOptions, Failure> {
     let mut options = BackupOptions::new(PROGRAM);
     options.full = arguments.full;
-    options.consistency = match arguments.consistency {
-        ConsistencyArg::Application => ConsistencyPolicy::PreferApplication,
-        ConsistencyArg::ApplicationRequired => ConsistencyPolicy::RequireApplication,
-        ConsistencyArg::Crash => ConsistencyPolicy::Crash,
-    };
+    options.consistency = arguments.consistency.policy();
     if let Some(bytes) = arguments.segment_size {
         if !bytes.is_power_of_two() || !SEGMENT_BYTES.contains(&bytes) {
             let why = format!("a segment of {} is not a power of two from 256 KiB to 4 MiB", size(bytes));
@@ -115,126 +104,41 @@ fn find_vms(host: &OpenHost, arguments: &BackupArgs) -> Result<Vec<Vm>, Failure>
     Ok(vms)
 }
 
-/// What came of one VM.
-struct VmResult<'a> {
-    vm: &'a Vm,
-    result: Result<VmReport, Failure>,
-    elapsed: Duration,
+/// Told as soon as it is known.
+fn show(result: &VmResult<'_>, context: &Context) {
+    if context.global.json {
+        let mut object = result.to_json();
+        object["type"] = "vm".into();
+        return json_line(&object);
+    }
+    match &result.result {
+        Ok(report) if context.global.quiet => line(&report.point.id),
+        Ok(report) => show_report(result.vm, result.elapsed, report),
+        Err(failure) => failure.print(context.global.verbose > 0),
+    }
 }
 
-impl VmResult<'_> {
-    fn has_defects(&self) -> bool {
-        self.result.as_ref().is_ok_and(|report| report.warnings.iter().any(|warning| warning.code.is_defect()))
-    }
-
-    /// Told as soon as it is known.
-    fn show(&self, context: &Context) {
-        if context.global.json {
-            let mut object = self.to_json();
-            object["type"] = "vm".into();
-            return json_line(&object);
-        }
-        match &self.result {
-            Ok(report) if context.global.quiet => line(&report.point.id),
-            Ok(report) => self.show_report(report),
-            Err(failure) => failure.print(context.global.verbose > 0),
-        }
-    }
-
-    fn show_report(&self, report: &VmReport) {
-        let stats = &report.stats;
-        let merged = match report.warnings.iter().any(|warning| warning.code.as_str() == "MERGE_PENDING") {
-            true => "merge pending",
-            false => "merged",
-        };
-        line(&visible(&format!(
-            "{}  {}   read {}   changed {}   stored {}   {}   {merged}   {}   {}",
-            self.vm.name,
-            read_text(report),
-            size(stats.read_bytes + stats.audit_bytes),
-            size(stats.changed_bytes),
-            size(stats.data_bytes + stats.metadata_bytes),
-            report.description.consistency,
-            duration(self.elapsed),
-            rate(stats.read_bytes + stats.audit_bytes, self.elapsed),
-        )));
-        line(&visible(&format!("point {}  {}@latest   checked: structure", short(&report.point.id), self.vm.name)));
-        for warning in &report.warnings {
-            let kind = if warning.code.is_defect() { "warning" } else { "note" };
-            note(&format!("{kind}: {}: {} ({})", self.vm.name, warning.text, warning.code.as_str()));
-        }
-    }
-
-    fn to_json(&self) -> Value {
-        let elapsed_ms = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
-        let mut object = json!({
-            "vm_id": self.vm.id.to_string(),
-            "vm_name": self.vm.name,
-            "status": match &self.result {
-                Ok(_) if self.has_defects() => "warning",
-                Ok(_) => "succeeded",
-                Err(failure) if failure.code() == Code::Interrupted => "cancelled",
-                Err(_) => "failed",
-            },
-            "elapsed_ms": elapsed_ms,
-            "peak_rss_bytes": peak_rss_bytes(),
-            "error": Value::Null,
-        });
-        let report = match &self.result {
-            Ok(report) => report,
-            Err(failure) => {
-                object["error"] = failure.to_json();
-                return object;
-            }
-        };
-        let (stats, description) = (&report.stats, &report.description);
-        let disks: Vec<Value> = description
-            .disks
-            .iter()
-            .map(|disk| {
-                let (mode, reason, base) = match &disk.read {
-                    ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
-                    ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
-                };
-                json!({
-                    "number": disk.number,
-                    "virtual_disk_id": disk.virtual_disk_id,
-                    "slot": disk.slot,
-                    "size_bytes": disk.size_bytes,
-                    "mode": mode,
-                    "reason": reason,
-                    "base_point_id": base,
-                    "read_bytes": disk.read_bytes,
-                    "audit_bytes": disk.audit_bytes,
-                    "changed_bytes": disk.changed_bytes,
-                })
-            })
-            .collect();
-        let warnings: Vec<Value> = report
-            .warnings
-            .iter()
-            .map(|warning| json!({ "code": warning.code.as_str(), "text": warning.text, "defect": warning.code.is_defect() }))
-            .collect();
-        let more = json!({
-            "point_id": report.point.id,
-            "snapshot_id": report.point.snapshot.id,
-            "consistency": description.consistency,
-            "consistency_reason": description.consistency_reason,
-            "disks": disks,
-            "read_bytes": stats.read_bytes,
-            "audit_bytes": stats.audit_bytes,
-            "changed_bytes": stats.changed_bytes,
-            "data_bytes": stats.data_bytes,
-            "metadata_bytes": stats.metadata_bytes,
-            "uploaded_bytes": stats.uploaded_bytes,
-            "entries": stats.entries,
-            "entries_checked": stats.entries_checked,
-            "warnings": warnings,
-        });
-        if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
-            object.extend(more);
-        }
-        object
+fn show_report(vm: &Vm, elapsed: Duration, report: &VmReport) {
+    let stats = &report.stats;
+    let merged = match report.warnings.iter().any(|warning| warning.code.as_str() == "MERGE_PENDING") {
+        true => "merge pending",
+        false => "merged",
+    };
+    line(&visible(&format!(
+        "{}  {}   read {}   changed {}   stored {}   {}   {merged}   {}   {}",
+        vm.name,
+        read_text(report),
+        size(stats.read_bytes + stats.audit_bytes),
+        size(stats.changed_bytes),
+        size(stats.data_bytes + stats.metadata_bytes),
+        report.description.consistency,
+        duration(elapsed),
+        rate(stats.read_bytes + stats.audit_bytes, elapsed),
+    )));
+    line(&visible(&format!("point {}  {}@latest   checked: structure", short(&report.point.id), vm.name)));
+    for warning in &report.warnings {
+        let kind = if warning.code.is_defect() { "warning" } else { "note" };
+        note(&format!("{kind}: {}: {} ({})", vm.name, warning.text, warning.code.as_str()));
     }
 }
 
@@ -254,13 +158,7 @@ fn conclude(
     if succeeded == 0 || cancelled {
         return Err(joint_failure(results, !context.global.json));
     }
-    let exit = if succeeded < results.len() {
-        3
-    } else if results.iter().any(VmResult::has_defects) && !arguments.warnings_ok {
-        4
-    } else {
-        0
-    };
+    let exit = exit_code(&results, arguments.warnings_ok);
     if context.global.json {
         json_line(&json!({
             "type": "result",
@@ -307,11 +205,4 @@ fn read_text(report: &VmReport) -> String {
 /// As people type it; unique in any repository of a reasonable size.
 pub fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
-}
-
-/// Highest resident memory of this process so far, where the system tells.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -1,0 +1,174 @@
+//! VMs backed up one after another, for the command line and for the running agent.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backup::{BackupContext, BackupError, BackupOptions, Cancel, HostState, Observer, ReadMode, VmReport, back_up_vm};
+use bucket::Location;
+use hyperv::Vm;
+use kopia_repo::Repository;
+use serde_json::{Value, json};
+
+use crate::failure::{Code, Failure};
+use crate::host::OpenHost;
+
+/// What a run on several VMs shares.
+pub struct Batch<'a> {
+    /// Where the VMs are.
+    pub host: &'a OpenHost,
+    /// Where they go, for messages.
+    pub location: &'a Location,
+    /// The same, opened.
+    pub repo: &'a Arc<Repository>,
+    /// The host's locks and journals.
+    pub state: &'a HostState,
+    /// How.
+    pub options: &'a BackupOptions,
+    /// Who is told.
+    pub observer: &'a dyn Observer,
+    /// Who may stop it.
+    pub cancel: &'a Cancel,
+}
+
+impl Batch<'_> {
+    /// Backs one up; once the run is cancelled, only says so.
+    pub fn back_up<'v>(&self, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
+        let begun = Instant::now();
+        let result = if self.cancel.is_cancelled() {
+            Err(BackupError::Cancelled)
+        } else {
+            back_up_vm(&self.context(), vm, run_id)
+        };
+        let result = result.map_err(|error| {
+            let on = format!("{} ({}) on {}, repository {}", vm.name, vm.id, self.host.name, self.location);
+            Failure::of(format!("back up {}", vm.name), on, &error)
+        });
+        VmResult { vm, result, elapsed: begun.elapsed() }
+    }
+
+    /// The same for the engine.
+    pub fn context(&self) -> BackupContext<'_> {
+        BackupContext {
+            host: &self.host.host,
+            host_name: &self.host.name,
+            repo: self.repo,
+            state: self.state,
+            options: self.options,
+            observer: self.observer,
+            cancel: self.cancel,
+        }
+    }
+}
+
+/// What came of one VM.
+pub struct VmResult<'a> {
+    /// The VM.
+    pub vm: &'a Vm,
+    /// Its point, or why there is none.
+    pub result: Result<VmReport, Failure>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl VmResult<'_> {
+    /// The same with the failure, if there is one, put differently.
+    pub fn explained(self, explain: impl FnOnce(Failure) -> Failure) -> Self {
+        Self { result: self.result.map_err(explain), ..self }
+    }
+
+    /// Whether there is a point that is worth less than it could be.
+    pub fn has_defects(&self) -> bool {
+        self.result.as_ref().is_ok_and(|report| report.warnings.iter().any(|warning| warning.code.is_defect()))
+    }
+
+    /// As scripts see it.
+    pub fn to_json(&self) -> Value {
+        let elapsed_ms = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
+        let mut object = json!({
+            "vm_id": self.vm.id.to_string(),
+            "vm_name": self.vm.name,
+            "status": match &self.result {
+                Ok(_) if self.has_defects() => "warning",
+                Ok(_) => "succeeded",
+                Err(failure) if failure.code() == Code::Interrupted => "cancelled",
+                Err(_) => "failed",
+            },
+            "elapsed_ms": elapsed_ms,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "error": Value::Null,
+        });
+        let report = match &self.result {
+            Ok(report) => report,
+            Err(failure) => {
+                object["error"] = failure.to_json();
+                return object;
+            }
+        };
+        let (stats, description) = (&report.stats, &report.description);
+        let disks: Vec<Value> = description
+            .disks
+            .iter()
+            .map(|disk| {
+                let (mode, reason, base) = match &disk.read {
+                    ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
+                    ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
+                };
+                json!({
+                    "number": disk.number,
+                    "virtual_disk_id": disk.virtual_disk_id,
+                    "slot": disk.slot,
+                    "size_bytes": disk.size_bytes,
+                    "mode": mode,
+                    "reason": reason,
+                    "base_point_id": base,
+                    "read_bytes": disk.read_bytes,
+                    "audit_bytes": disk.audit_bytes,
+                    "changed_bytes": disk.changed_bytes,
+                })
+            })
+            .collect();
+        let warnings: Vec<Value> = report
+            .warnings
+            .iter()
+            .map(|warning| json!({ "code": warning.code.as_str(), "text": warning.text, "defect": warning.code.is_defect() }))
+            .collect();
+        let more = json!({
+            "point_id": report.point.id,
+            "snapshot_id": report.point.snapshot.id,
+            "consistency": description.consistency,
+            "consistency_reason": description.consistency_reason,
+            "disks": disks,
+            "read_bytes": stats.read_bytes,
+            "audit_bytes": stats.audit_bytes,
+            "changed_bytes": stats.changed_bytes,
+            "data_bytes": stats.data_bytes,
+            "metadata_bytes": stats.metadata_bytes,
+            "uploaded_bytes": stats.uploaded_bytes,
+            "entries": stats.entries,
+            "entries_checked": stats.entries_checked,
+            "warnings": warnings,
+        });
+        if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+            object.extend(more);
+        }
+        object
+    }
+}
+
+/// The exit code of a run of which something succeeded.
+pub fn exit_code(results: &[VmResult<'_>], warnings_ok: bool) -> u8 {
+    if results.iter().any(|result| result.result.is_err()) {
+        3
+    } else if results.iter().any(VmResult::has_defects) && !warnings_ok {
+        4
+    } else {
+        0
+    }
+}
+
+/// Highest resident memory of this process so far, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
