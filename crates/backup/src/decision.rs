@@ -106,6 +106,8 @@ pub struct VmFacts {
     pub replication_mode: u16,
     /// User checkpoints that exist.
     pub user_checkpoints: Vec<String>,
+    /// The one that was applied last.
+    pub last_applied_checkpoint: Option<String>,
     /// Segment size the job asks for, if it does.
     pub segment_bytes: Option<u32>,
 }
@@ -140,7 +142,9 @@ pub fn decide(vm: &VmFacts, disk: &DiskFacts, base: Option<&PointDescription>) -
     if base.host != vm.host || base.replication_mode != vm.replication_mode {
         return reason(FullReason::OriginChanged);
     }
-    if sorted(&base.user_checkpoints) != sorted(&vm.user_checkpoints) {
+    if sorted(&base.user_checkpoints) != sorted(&vm.user_checkpoints)
+        || base.last_applied_checkpoint != vm.last_applied_checkpoint
+    {
         return reason(FullReason::UserCheckpoints);
     }
     if let Some(broken) = layout_differs(vm, of_base, disk) {
@@ -228,6 +232,7 @@ mod tests {
             host: base.host,
             replication_mode: base.replication_mode,
             user_checkpoints: base.user_checkpoints,
+            last_applied_checkpoint: base.last_applied_checkpoint,
             segment_bytes: None,
         }
     }
@@ -243,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_break_means_full() {
-        let table: [(FullReason, Breaker); 18] = [
+        let table: [(FullReason, Breaker); 19] = [
             (FullReason::Forced, |vm, _, _| vm.forced = true),
             (FullReason::First, |_, disk, _| disk.virtual_disk_id = "another".into()),
             (FullReason::AmbiguousDisk, |_, disk, _| disk.ambiguous = true),
@@ -251,6 +256,7 @@ mod tests {
             (FullReason::OriginChanged, |vm, _, _| vm.host = "other".into()),
             (FullReason::OriginChanged, |vm, _, _| vm.replication_mode = 2),
             (FullReason::UserCheckpoints, |vm, _, _| vm.user_checkpoints.push("before update".into())),
+            (FullReason::UserCheckpoints, |vm, _, _| vm.last_applied_checkpoint = Some("clean".into())),
             (FullReason::Resized, |_, disk, _| disk.size_bytes += 1 << 20),
             (FullReason::SectorSizeChanged, |_, disk, _| disk.sector_bytes.0 = 4096),
             (FullReason::LayoutChanged, |vm, _, _| vm.segment_bytes = Some(256 << 10)),

@@ -61,6 +61,9 @@ pub struct PointDescription {
     /// Names of the user checkpoints that existed; another set means a full next time.
     #[serde(default)]
     pub user_checkpoints: Vec<String>,
+    /// The user checkpoint that had been applied last, from which the disks branch off; another one means a full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_applied_checkpoint: Option<String>,
     /// The disks, in order of their slots.
     pub disks: Vec<PointDisk>,
     /// Disks that were left out, and why.

@@ -17,7 +17,7 @@ use hyperv::{ChainBefore, ChainMember, FrozenDisk, Host, Vm};
 use kopia_repo::{Repository, SessionOptions, WriteSession};
 
 pub use self::options::{BackupOptions, ConsistencyPolicy};
-use self::prepare::Base;
+use self::prepare::{Base, UserCheckpoints};
 pub use self::report::{RunStats, VmReport, Warning, WarningCode};
 use crate::commit::{DraftFile, PointDraft, commit, timestamp};
 use crate::observer::{Event, Observer};
@@ -52,13 +52,16 @@ pub fn new_run_id() -> String {
 /// left to do.
 pub fn back_up_vm(context: &BackupContext<'_>, vm: &Vm, run_id: &str) -> Result<VmReport, BackupError> {
     let _lock = context.state.lock_vm(vm.id.as_str(), &vm.name)?;
-    let mut run = Run { context, run_id, warnings: Vec::new(), journal: context.state.journal(vm.id.as_str())? };
+    let journal = context.state.journal(vm.id.as_str())?;
+    let mut run =
+        Run { context, run_id, warnings: Vec::new(), journal, user_checkpoints: UserCheckpoints::default() };
     run.phase(&vm.name, "looking at the host");
     let vm = &run.wait_until_idle(vm)?;
     let recovered = recovery::recover(context, vm, &mut run.journal)?;
     run.warnings.extend(recovered.into_iter().map(|text| Warning { code: WarningCode::Recovered, text }));
     let vm = &run.wait_until_idle(vm)?;
     run.check_backupable(vm)?;
+    run.user_checkpoints = UserCheckpoints::of(context.host, vm)?;
     let base = run.base(vm)?;
     run.journal_intent(vm)?;
     match run.checkpoint_to_point(vm, base) {
@@ -82,6 +85,8 @@ struct Run<'a> {
     run_id: &'a str,
     warnings: Vec<Warning>,
     journal: VmJournal,
+    /// As they were before the checkpoint.
+    user_checkpoints: UserCheckpoints,
 }
 
 impl Run<'_> {

@@ -26,6 +26,7 @@ pub(crate) fn point_description() -> PointDescription {
         consistency_reason: None,
         reference_point: Some("rp".into()),
         user_checkpoints: vec!["clean".into()],
+        last_applied_checkpoint: None,
         disks: vec![PointDisk {
             number: 0,
             virtual_disk_id: "AAAAAAAA-BBBB-4CCC-8DDD-EEEEEEEEEEEE".into(),

@@ -86,7 +86,8 @@ impl Run<'_> {
             consistency,
             consistency_reason,
             reference_point: None,
-            user_checkpoints: vm.user_checkpoints().map(|one| one.instance_id.clone()).collect(),
+            user_checkpoints: self.user_checkpoints.ids.clone(),
+            last_applied_checkpoint: self.user_checkpoints.last_applied.clone(),
             disks: disks.collect(),
             absent_disks: vm
                 .excluded_disks

@@ -3,6 +3,7 @@
 use hyperv::{ChainBefore, ChainMember, Checkpoint, FrozenDisk, MergeOutcome, Vm};
 
 use super::Run;
+use super::prepare::UserCheckpoints;
 use super::report::WarningCode;
 use crate::commit::PointDraft;
 use crate::error::chain_text;
@@ -50,13 +51,9 @@ impl Run<'_> {
         self.journal.intent.as_mut().expect("written before the checkpoint").draft = Some(draft.clone());
         self.save(vm)?;
         let now = host.vm(&vm.id).map_err(BackupError::host(format!("look at VM {}", vm.name)))?;
-        let users = |vm: &Vm| {
-            let mut ids: Vec<String> = vm.user_checkpoints().map(|one| one.instance_id.clone()).collect();
-            ids.sort();
-            ids
-        };
+        let now = now.map(|now| UserCheckpoints::of(host, &now)).transpose()?;
         let disks = draft.description.disks.len();
-        let converted = if now.as_ref().is_some_and(|now| users(now) == users(vm)) {
+        let converted = if now.is_some_and(|now| now.follows(&self.user_checkpoints, &checkpoint.instance_id)) {
             let conversion = host
                 .convert_to_reference_point(checkpoint)
                 .map_err(BackupError::host(format!("convert the checkpoint of {}", vm.name)))?;

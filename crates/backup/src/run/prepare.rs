@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyperv::{Vm, VmState};
+use hyperv::{Host, Vm, VmState};
 
 use super::Run;
 use super::describe::exclusion_text;
@@ -16,6 +16,33 @@ use crate::state::Intent;
 pub(super) struct Base {
     pub(super) point: Point,
     pub(super) description: PointDescription,
+}
+
+/// The user checkpoints of a VM, as far as its change tracking may depend on them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct UserCheckpoints {
+    /// `InstanceID`s, sorted.
+    pub(super) ids: Vec<String>,
+    /// The one that was applied last.
+    pub(super) last_applied: Option<String>,
+}
+
+impl UserCheckpoints {
+    pub(super) fn of(host: &Host, vm: &Vm) -> Result<Self, BackupError> {
+        let mut ids: Vec<String> = vm.user_checkpoints().map(|one| one.instance_id.clone()).collect();
+        ids.sort();
+        let last_applied = host
+            .last_applied_checkpoint(vm)
+            .map_err(BackupError::host(format!("look at the checkpoints of VM {}", vm.name)))?;
+        Ok(Self { ids, last_applied })
+    }
+
+    /// Whether nobody made, deleted or applied one since `before`. While the run's own checkpoint exists the disks
+    /// branch off that one.
+    pub(super) fn follows(&self, before: &Self, own_checkpoint: &str) -> bool {
+        let own = self.last_applied.as_deref() == Some(own_checkpoint);
+        self.ids == before.ids && (own || self.last_applied == before.last_applied)
+    }
 }
 
 impl Run<'_> {

@@ -41,7 +41,8 @@ impl Run<'_> {
             forced: self.context.options.full,
             host: self.context.host_name.to_owned(),
             replication_mode: vm.replication_mode,
-            user_checkpoints: vm.user_checkpoints().map(|one| one.instance_id.clone()).collect(),
+            user_checkpoints: self.user_checkpoints.ids.clone(),
+            last_applied_checkpoint: self.user_checkpoints.last_applied.clone(),
             segment_bytes: self.context.options.segment_bytes,
         };
         let decision = decide(&facts, &disk.facts, base.map(|base| &base.description));
