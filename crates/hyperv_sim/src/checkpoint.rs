@@ -10,11 +10,14 @@ use crate::configuration::DiskSlot;
 use crate::disks;
 use crate::error::LabError;
 use crate::failure::{FAILED, Failure, IN_USE, NOT_AVAILABLE};
-use crate::faults::Fault;
+use crate::faults::{self, Fault};
 use crate::host::Tx;
 use crate::merge;
+use crate::options::{AfterApply, Sequences};
+use crate::paths::WinPath;
 use crate::state::{
-    Checkpoint, CheckpointKind, FileOp, Marker, Object, PendingMerge, Power, ReferencePoint, VssBehaviour, new_guid,
+    Action, Checkpoint, CheckpointKind, FileOp, Marker, Object, PendingMerge, Power, ReferencePoint, Vm, VssBehaviour,
+    new_guid,
 };
 use crate::tracking::{self, Record};
 
@@ -30,6 +33,11 @@ pub(crate) fn create(
 ) -> Result<Result<Object, Failure>, LabError> {
     let Some(vm) = tx.vm(vm_id).cloned() else { return Ok(Err(Failure::new(NOT_AVAILABLE, "The VM is gone."))) };
     if let Some(failure) = guest_refusal(vm.power, vm.vss, kind, consistency_level) {
+        if let VssBehaviour::WriterRetryable { failures } = vm.vss {
+            let failures = failures - 1;
+            let next = if failures == 0 { VssBehaviour::Works } else { VssBehaviour::WriterRetryable { failures } };
+            tx.edit().vm_mut(vm_id).vss = next;
+        }
         return Ok(Err(failure));
     }
     if tx.options.free_bytes < NEEDED_FREE_BYTES {
@@ -47,6 +55,24 @@ pub(crate) fn create(
         }
     }
 
+    for disk in &frozen {
+        let leftover = leftover_of(disk);
+        if tx.store.file(&leftover)?.exists() {
+            let text = format!("Could not create {}: the file exists. (0x80070050)", leftover.as_str());
+            return Ok(Err(Failure::new(FAILED, text)));
+        }
+    }
+    let leaves_file =
+        |fault: &Fault| matches!(fault, Fault::CreateLeavesFile { vm: named } if Fault::names(&vm, named));
+    if let Some(disk) = frozen.first()
+        && faults::strike(tx, leaves_file)?
+    {
+        let leftover = leftover_of(disk);
+        tx.store.before_write()?;
+        disks::create_child(tx.store, &leftover, &disk.file)?;
+        return Ok(Err(Failure::new(FAILED, "The checkpoint could not be completed. (0x800423FB)")));
+    }
+
     let id = new_guid();
     let tracked = kind == CheckpointKind::Recovery && vm.supports_tracking();
     let mut planned = Vec::new();
@@ -62,7 +88,11 @@ pub(crate) fn create(
             false => tracked.then(Record::new),
         };
         let marked = record.map(|mut record| {
-            let marker = tracked.then(|| record.add_marker());
+            let least = match tx.options.sequences {
+                Sequences::NeverReused => tx.sequences.get(record.position().0).copied().unwrap_or(0),
+                Sequences::ReusedAfterRevert => 0,
+            };
+            let marker = tracked.then(|| record.add_marker(least));
             (record, marker)
         });
         if let Some((_, Some(marker))) = &marked {
@@ -104,7 +134,9 @@ pub(crate) fn create(
     for (disk, child, marked) in planned {
         access::grant(tx, &vm.id, &child)?;
         let state = tx.edit();
-        if marked.is_some() {
+        if let Some((record, _)) = &marked {
+            let (lineage, next) = record.position();
+            state.sequences.insert(lineage.to_owned(), next);
             state.tracked.push(child.clone());
             if !state.tracked.contains(&disk.file) {
                 state.tracked.push(disk.file.clone());
@@ -123,13 +155,39 @@ pub(crate) fn create(
     Ok(Ok(Object::Checkpoint { id }))
 }
 
+/// What an interrupted backup leaves beside a disk.
+fn leftover_of(disk: &DiskSlot) -> WinPath {
+    disk.file.folder().join(&format!("{}-AutoRecovery.avhdx", disk.stem))
+}
+
+/// How much longer the guest makes a checkpoint take; one that never answers keeps the host waiting for hours.
+pub(crate) fn guest_delay_ms(vm: &Vm, action: &Action) -> u64 {
+    const FOREVER_MS: u64 = 10 * 3600 * 1000;
+    let asked = matches!(action, Action::Create { kind: CheckpointKind::Recovery, consistency_level: 1 });
+    match vm.vss {
+        _ if !asked || vm.power != Power::Running => 0,
+        VssBehaviour::Slow { ms } => ms,
+        VssBehaviour::Hangs | VssBehaviour::NotResponding => FOREVER_MS,
+        _ => 0,
+    }
+}
+
 /// Why the guest cannot take part, if it cannot. Only level 1 of a running VM asks it.
 fn guest_refusal(power: Power, vss: VssBehaviour, kind: CheckpointKind, consistency_level: u8) -> Option<Failure> {
     if kind == CheckpointKind::User || consistency_level != 1 {
         return None;
     }
     let text = match (power, vss) {
-        (Power::Running, VssBehaviour::Works) => return None,
+        (Power::Running, VssBehaviour::Works | VssBehaviour::Slow { .. }) => return None,
+        (Power::Running, VssBehaviour::WriterRetryable { failures: 0 }) => return None,
+        (Power::Running, VssBehaviour::WriterRetryable { .. }) => {
+            "The writer experienced a transient error. If the backup process is retried, the error may not reoccur. \
+             (0x800423F3)"
+        }
+        (Power::Running, VssBehaviour::Hangs | VssBehaviour::NotResponding) => {
+            "The guest did not answer in time. (0x80042314)"
+        }
+        (Power::Running, VssBehaviour::NoDaemon) => "The guest could not be frozen. (0x80042301)",
         (Power::Running, VssBehaviour::WriterFails) => {
             "The writer experienced a non-transient error. If the backup process is retried, the error is likely to \
              reoccur. (0x800423F4)"
@@ -156,6 +214,64 @@ pub(crate) fn destroy(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, 
     Ok(Ok(()))
 }
 
+/// Brings a VM's disks back to a user checkpoint. What the guest wrote since is gone; the VM is off afterwards.
+pub(crate) fn apply(tx: &mut Tx<'_>, vm_id: &str, id: &str) -> Result<Result<(), Failure>, LabError> {
+    let Some(vm) = tx.vm(vm_id).cloned() else { return Ok(Err(Failure::new(NOT_AVAILABLE, "The VM is gone."))) };
+    let Some(checkpoint) = vm.checkpoints.iter().find(|one| one.id == id).cloned() else { return Ok(Err(gone())) };
+    let frozen: Vec<WinPath> =
+        vm.checkpoints.iter().flat_map(|one| &one.config.disks).map(|disk| disk.file.clone()).collect();
+    let mut settings = checkpoint.config.clone();
+    settings.name.clone_from(&vm.active.name);
+    let (mut abandoned, mut tracked, mut undo) = (Vec::new(), Vec::new(), Vec::new());
+    for disk in &mut settings.disks {
+        let parent = disk.file.clone();
+        disk.file = parent.folder().join(&format!("{}_{}.avhdx", disk.stem, new_guid()));
+        undo.push(FileOp::Delete(disk.file.clone()));
+        undo.extend(tracking::companions(&disk.file).map(FileOp::Delete));
+    }
+    tx.intend(undo)?;
+    for (disk, from) in settings.disks.iter().zip(&checkpoint.config.disks) {
+        tx.store.before_write()?;
+        disks::create_child(tx.store, &disk.file, &from.file)?;
+        let leaf = vm.active.disks.iter().find(|other| other.place == disk.place).map(|other| &other.file);
+        if tx.is_tracked(&from.file) {
+            let old = match (tx.options.after_apply, leaf) {
+                (AfterApply::OldIdsAnswerWrongly, Some(leaf)) => tracking::load(tx.store, leaf)?,
+                _ => None,
+            };
+            tracking::save(tx.store, &disk.file, &old.unwrap_or_else(Record::new))?;
+            tracked.push(disk.file.clone());
+        }
+    }
+    for disk in &vm.active.disks {
+        if !frozen.contains(&disk.file) && !checkpoint.config.disks.iter().all(|other| other.place != disk.place) {
+            abandoned.push(disk.file.clone());
+        }
+    }
+    tx.fulfil();
+    let files: Vec<WinPath> = settings.disks.iter().map(|disk| disk.file.clone()).collect();
+    let now_ms = tx.now_ms;
+    let state = tx.edit();
+    state.merges.retain(|merge| merge.vm != vm.id);
+    state.tracked.retain(|file| !abandoned.contains(file));
+    state.tracked.extend(tracked);
+    for file in abandoned {
+        state.redo.extend(tracking::companions(&file).map(FileOp::Delete));
+        state.redo.push(FileOp::Delete(file));
+    }
+    let changed = state.vm_mut(&vm.id);
+    changed.active = settings;
+    changed.power = Power::Off;
+    changed.position = Some(checkpoint.id.clone());
+    changed.last_applied = Some(checkpoint.id);
+    changed.config_changed_ms = now_ms;
+    state.redo.push(FileOp::WriteConfiguration { vm: vm.id.clone() });
+    for file in files {
+        access::grant(tx, &vm.id, &file)?;
+    }
+    Ok(Ok(()))
+}
+
 /// Turns a recovery checkpoint into a reference point: its ids last, its frozen files do not.
 pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failure>, LabError> {
     let Some((vm_id, checkpoint)) = find(tx, id) else { return Ok(Err(gone())) };
@@ -173,15 +289,30 @@ pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failur
             return Ok(Err(Failure::new(IN_USE, text)));
         }
     }
+    let faults = tx.faults()?;
+    let missing_ids = faults.iter().find_map(|fault| match fault {
+        Fault::ReferencePointIds { missing } => Some(*missing),
+        _ => None,
+    });
     let point = ReferencePoint {
         id: new_guid(),
         consistency_level: checkpoint.consistency_level,
         markers: checkpoint.markers.clone(),
+        missing_ids: missing_ids.unwrap_or(0),
     };
     let result = Object::ReferencePoint { id: point.id.clone() };
     tx.edit().vm_mut(&vm_id).reference_points.push(point);
-    remove(tx, &vm_id, &checkpoint, Vec::new());
-    Ok(Ok(result))
+    let broken = faults.iter().find_map(|fault| match fault {
+        Fault::ConvertFailsAfterPoint { checkpoint_stays } => Some(*checkpoint_stays),
+        _ => None,
+    });
+    if broken != Some(true) {
+        remove(tx, &vm_id, &checkpoint, Vec::new());
+    }
+    Ok(match broken {
+        Some(_) => Err(Failure::new(FAILED, "The conversion failed. (0x80004005)")),
+        None => Ok(result),
+    })
 }
 
 /// Removes a reference point. Its ids stop answering, unless another one names them or the host keeps them.

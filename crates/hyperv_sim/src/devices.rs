@@ -60,7 +60,11 @@ pub(crate) fn components(tx: &Tx<'_>, vm: &Vm, wanted: &dyn Fn(&str) -> bool) ->
         if !wanted(&class) || disabled {
             continue;
         }
-        let status = if vm.guest == GuestFamily::Unknown { 12 } else { 2 };
+        let status = match vm.guest {
+            GuestFamily::Unknown => 12,
+            _ if id == COMPONENTS[0].2 && vm.vss == VssBehaviour::NotResponding => 13,
+            _ => 2,
+        };
         let mut builder = Builder::new(tx, &class)
             .text("CreationClassName", &class)
             .text("DeviceID", &format!("Microsoft:{id}"))

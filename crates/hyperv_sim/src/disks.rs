@@ -141,6 +141,13 @@ fn settle(store: &Store, path: &WinPath) -> Result<(), LabError> {
     if leaf_info(&open(store, path)?).log_dirty { GuestDisk::open(store, path)?.close() } else { Ok(()) }
 }
 
+/// Changes the size of a disk file, and of nothing below it.
+pub(crate) fn resize(store: &Store, path: &WinPath, size_bytes: u64) -> Result<(), LabError> {
+    let mut disk = GuestDisk::open(store, path)?;
+    disk.file.resize(size_bytes).map_err(LabError::disk("resize", path.as_str()))?;
+    disk.close()
+}
+
 /// Folds a child into its parent. Cut off anywhere, it is made again from the beginning.
 pub(crate) fn merge(store: &Store, child: &WinPath, parent: &WinPath) -> Result<(), LabError> {
     const STEP_BYTES: u64 = 4 << 20;

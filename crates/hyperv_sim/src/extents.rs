@@ -36,6 +36,17 @@ impl Extents {
         self.ranges.insert(start, end);
     }
 
+    /// Takes a range out.
+    pub(crate) fn remove(&mut self, gone: Range<u64>) {
+        let touched: Vec<Range<u64>> =
+            self.iter().filter(|range| range.start < gone.end && gone.start < range.end).collect();
+        for range in touched {
+            self.ranges.remove(&range.start);
+            self.insert(range.start..gone.start.min(range.end).max(range.start));
+            self.insert(gone.end.max(range.start).min(range.end)..range.end);
+        }
+    }
+
     pub(crate) fn extend(&mut self, other: &Extents) {
         for range in other.iter() {
             self.insert(range);
@@ -103,6 +114,12 @@ mod tests {
                 let end = start + random.below(65 - start);
                 extents.insert(start..end);
                 model[start as usize..end as usize].fill(true);
+            }
+            if random.below(2) == 0 {
+                let start = random.below(64);
+                let end = start + random.below(65 - start);
+                extents.remove(start..end);
+                model[start as usize..end as usize].fill(false);
             }
             let mut seen = [false; 64];
             let mut last_end = None;

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
+use crate::host::Tx;
 use crate::store::write_atomically;
 
 /// Name of the side file.
@@ -27,7 +28,7 @@ pub enum Fault {
         offset_bytes: u64,
         /// Length.
         len_bytes: u64,
-        /// Win32 code: 23 (CRC), 1117 (device I/O).
+        /// Win32 code: 23 (CRC), 1117 (device I/O), 38 (short read).
         code: u32,
         /// How many reads fail before the range becomes readable; `None` for ever. Counted per opened disk.
         times: Option<u32>,
@@ -71,11 +72,108 @@ pub enum Fault {
         /// The error, as returned.
         code: u32,
     },
+    /// A query of changed ranges leaves out one 64 KiB of what changed: a lie.
+    ChangesOmit {
+        /// VM name or id.
+        vm: String,
+        /// Index of the disk.
+        disk: usize,
+        /// Which of the changed ones; counted from the start, and from there again behind the last.
+        unit: u64,
+    },
+    /// An open disk is lost: after some reads every call on it fails.
+    DeviceLost {
+        /// VM name or id.
+        vm: String,
+        /// Index of the disk.
+        disk: usize,
+        /// Reads that succeed, counted per opened disk.
+        after_reads: u32,
+        /// For example 1167 (device not connected) or 55 (no longer available).
+        code: u32,
+    },
+    /// The management service restarts in the middle of a call. Strikes once.
+    ServiceRestarts {
+        /// Only calls of this method count; `None` for every query, look-up and method.
+        method: Option<String>,
+        /// How many such calls pass before.
+        after_calls: u64,
+        /// How far the call has come.
+        phase: RestartPhase,
+        /// How long the service is away.
+        down_ms: u64,
+    },
+    /// A checkpoint fails, and the file `<disk>-AutoRecovery.avhdx` stays. While it is there, further ones fail with
+    /// 0x80070050. Strikes once.
+    CreateLeavesFile {
+        /// VM name or id.
+        vm: String,
+    },
+    /// A checkpoint that is called off is made all the same.
+    CancelTooLate {
+        /// `None`: its job goes on and completes. Else the job ends as cancelled, and the checkpoint appears so much later.
+        appears_after_ms: Option<u64>,
+    },
+    /// A conversion makes the reference point, and its job fails.
+    ConvertFailsAfterPoint {
+        /// The checkpoint is still there.
+        checkpoint_stays: bool,
+    },
+    /// The id array of new reference points is not complete.
+    ReferencePointIds {
+        /// How many are missing at its end; more than there are for all.
+        missing: usize,
+    },
     /// The caller has no rights: queries find nothing.
     NoRights,
     /// A group policy took "Log on as a service" from the VMs' accounts: conversions fail with 0x8007052F, starts with
     /// 0x80070569.
     NoLogonRight,
+}
+
+/// How far a call has come when the management service restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPhase {
+    /// It has not been carried out.
+    Before,
+    /// A method has started its job; the job is lost with its work undone.
+    During,
+    /// The work of the method is done; the caller does not learn it.
+    After,
+}
+
+impl Fault {
+    /// Failures of `CreateSnapshot` as the field knows them, by the row of the failure matrix that describes them.
+    pub fn checkpoint_failures() -> Vec<(u8, Fault)> {
+        let returns = |row, return_value| (row, Fault::MethodReturns { method: "CreateSnapshot".into(), return_value });
+        let fails = |row, consistency_level, error_code, text: &str| {
+            let description = format!("The operation failed. {text}");
+            let method = "CreateSnapshot".into();
+            (row, Fault::JobFails { method, consistency_level, error_code, description })
+        };
+        let mut list = vec![
+            returns(7, 32775),
+            returns(7, 32774),
+            fails(8, None, 32774, "Could not create auto virtual hard disk. (0x80070020)"),
+            fails(9, None, 32768, "The file exists: disk-AutoRecovery.avhdx. (0x80070050)"),
+            fails(10, None, 32768, "Cannot create the storage required for the checkpoint. (0x80070002)"),
+            fails(11, None, 32768, "There is not enough space on the disk. (0x80070070)"),
+            fails(12, None, 32768, "Access is denied. (0x80070005)"),
+        ];
+        for code in ["0x800423F2", "0x800423F3", "0x80042316", "0x80042314"] {
+            list.push(fails(13, Some(1), 32768, &format!("({code})")));
+        }
+        for code in ["0x800423F4", "0x8004231F", "0x80042317", "0x80042306"] {
+            list.push(fails(14, Some(1), 32768, &format!("({code})")));
+        }
+        list.extend([returns(18, 32770), returns(19, 32768), returns(19, 32770), returns(19, 32775)]);
+        list
+    }
+
+    /// Whether this is about a VM, by name or id.
+    pub(crate) fn names(vm: &crate::state::Vm, given: &str) -> bool {
+        given == vm.active.name || given.eq_ignore_ascii_case(&vm.id)
+    }
 }
 
 pub(crate) fn load(root: &Path) -> Result<Vec<Fault>, LabError> {
@@ -86,6 +184,15 @@ pub(crate) fn load(root: &Path) -> Result<Vec<Fault>, LabError> {
         Err(e) => return Err(LabError::io("read", path)(e)),
     };
     serde_json::from_slice(&text).map_err(|source| LabError::State { path, source })
+}
+
+/// Whether a fault that strikes once is there; it is not any more afterwards.
+pub(crate) fn strike(tx: &Tx<'_>, wanted: impl Fn(&Fault) -> bool) -> Result<bool, LabError> {
+    let mut faults = tx.faults()?;
+    let Some(index) = faults.iter().position(wanted) else { return Ok(false) };
+    faults.remove(index);
+    save(tx.store.root(), &faults)?;
+    Ok(true)
 }
 
 pub(crate) fn save(root: &Path, faults: &[Fault]) -> Result<(), LabError> {

@@ -19,6 +19,7 @@ pub(crate) fn next_due(tx: &Tx<'_>) -> Option<(u64, usize)> {
 /// Starts a job; gives its id.
 pub(crate) fn start(tx: &mut Tx<'_>, vm: &str, method: &str, action: Action) -> String {
     let id = new_guid();
+    let delay_ms = tx.vm(vm).map_or(0, |vm| checkpoint::guest_delay_ms(vm, &action));
     let job = Job {
         id: id.clone(),
         vm: vm.to_owned(),
@@ -37,7 +38,7 @@ pub(crate) fn start(tx: &mut Tx<'_>, vm: &str, method: &str, action: Action) -> 
             Action::Change { .. } | Action::Define { .. } | Action::DestroySystem | Action::Power { .. } => 0,
         },
         started_ms: tx.now_ms,
-        due_ms: tx.now_ms.saturating_add(tx.options.job_ms),
+        due_ms: tx.now_ms.saturating_add(tx.options.job_ms).saturating_add(delay_ms),
         action,
         end: None,
     };

@@ -23,6 +23,8 @@
 
 mod access;
 mod actors;
+mod admin;
+mod answers;
 mod attachment;
 mod builder;
 mod checkpoint;
@@ -55,6 +57,7 @@ mod provider;
 mod resources;
 mod schema;
 mod security;
+mod service;
 mod state;
 mod store;
 mod system_settings;
@@ -63,14 +66,17 @@ mod tracking;
 mod virt_disk;
 mod wql;
 
+pub use admin::{Companions, DiskCopy};
 pub use attachment::{AttachedDisk, GuestAgent, GuestAttachment};
 pub use clock::VirtualClock;
 pub use counting::{CallPhase, CountingSeam, SeamCall};
 pub use disks::{disk_sha256, fingerprint};
 pub use error::LabError;
-pub use faults::Fault;
+pub use faults::{Fault, RestartPhase};
 pub use guest::{GuestWrites, Spread};
 pub use host::LabHost;
 pub use new_vm::{DiskSource, VmOptions};
-pub use options::{ClockKind, JobStyle, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs};
+pub use options::{
+    AfterApply, AfterMove, ClockKind, JobStyle, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs, Sequences,
+};
 pub use state::{Event, GuestFamily, VssBehaviour};

@@ -64,7 +64,7 @@ pub(crate) fn call(tx: &mut Tx<'_>, object: &Instance, method: &str, inputs: &In
         (IMAGES, "GetVirtualHardDiskSettingData") => image::setting_data(tx, inputs)?,
         (IMAGES, "GetVirtualHardDiskState") => image::state(tx, inputs)?,
         (IMAGES, "GetVirtualDiskChanges") => image::changes(tx, inputs)?,
-        ("Msvm_ConcreteJob" | "Msvm_StorageJob", "RequestStateChange") => jobs::cancel(tx, object, inputs),
+        ("Msvm_ConcreteJob" | "Msvm_StorageJob", "RequestStateChange") => jobs::cancel(tx, object, inputs)?,
         ("Msvm_ConcreteJob" | "Msvm_StorageJob", "GetErrorEx") => jobs::errors(tx, object),
         ("Msvm_ConcreteJob" | "Msvm_StorageJob", "KillJob") => answer(1),
         ("Msvm_ComputerSystem", "RequestStateChange") => system::change_power(tx, object, inputs)?,

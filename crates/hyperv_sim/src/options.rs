@@ -26,6 +26,18 @@ pub struct LabOptions {
     pub job_retention_ms: u64,
     /// Change tracking rounds outward to multiples of this many bytes; a power of two, at least 512.
     pub granularity_bytes: u64,
+    /// Answers about changes hold random ranges besides.
+    pub superset: bool,
+    /// Answers about changes never hold a range longer than this; neighbours then touch. 0 for no limit.
+    pub longest_range_bytes: u64,
+    /// A query for the whole disk at once is refused.
+    pub refuse_whole_disk_query: bool,
+    /// Which ids new instants get after a disk was reverted together with its tracking files.
+    pub sequences: Sequences,
+    /// What becomes of tracking when a checkpoint is applied.
+    pub after_apply: AfterApply,
+    /// What becomes of tracking when a disk's files are moved by the host.
+    pub after_move: AfterMove,
     /// A second recovery checkpoint on one VM is accepted; else `CreateSnapshot` answers 32775.
     pub allow_second_recovery_checkpoint: bool,
     /// Bytes that the volume says it can still take.
@@ -64,6 +76,12 @@ impl Default for LabOptions {
             merge_retry_ms: 30_000,
             job_retention_ms: 300_000,
             granularity_bytes: 64 << 10,
+            superset: false,
+            longest_range_bytes: 0,
+            refuse_whole_disk_query: false,
+            sequences: Sequences::NeverReused,
+            after_apply: AfterApply::OldIdsFail,
+            after_move: AfterMove::Lost,
             allow_second_recovery_checkpoint: false,
             free_bytes: 1 << 40,
             processors: 16,
@@ -116,4 +134,33 @@ pub enum MarkerRetention {
     DropAtOnce,
     /// Its id answers for ever.
     Keep,
+}
+
+/// Which ids new instants get after a disk was reverted together with its tracking files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sequences {
+    /// Always one that was never given out.
+    NeverReused,
+    /// The ones that follow in the reverted files: an old id then names another instant.
+    ReusedAfterRevert,
+}
+
+/// What becomes of tracking when a checkpoint is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AfterApply {
+    /// It starts anew.
+    OldIdsFail,
+    /// Ids of the abandoned branch go on answering, without what the revert itself changed: a lie.
+    OldIdsAnswerWrongly,
+}
+
+/// What becomes of tracking when a disk's files are moved by the host (storage migration).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AfterMove {
+    /// The tracking files move along.
+    Kept,
+    /// They do not.
+    Lost,
+    /// Ids go on answering, without what was written before the move: a lie.
+    KeptButWrong,
 }

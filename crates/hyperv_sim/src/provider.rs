@@ -13,6 +13,7 @@ use crate::methods;
 use crate::object_path::{ParsedPath, parse_path};
 use crate::objects;
 use crate::schema::{Class, Method, Type, schema};
+use crate::service;
 use crate::wql::{self, Query};
 
 const FAILED: u32 = 0x8004_1001;
@@ -92,13 +93,20 @@ impl LabWmi {
 
 impl Wmi for LabWmi {
     fn query(&self, namespace: Namespace, wql: &str) -> Result<Vec<Instance>, WmiError> {
-        self.transact(|| format!("query {wql:?}"), |tx| run_query(tx, namespace, wql))
+        self.transact(
+            || format!("query {wql:?}"),
+            |tx| {
+                service::arrive(tx, None)?;
+                run_query(tx, namespace, wql)
+            },
+        )
     }
 
     fn get(&self, namespace: Namespace, path: &ObjectPath) -> Result<Instance, WmiError> {
         self.transact(
             || format!("get {path}"),
             |tx| {
+                service::arrive(tx, None)?;
                 if lacks_rights(tx)? {
                     return Err(Refusal::Wmi(ACCESS_DENIED, "Access denied".into()));
                 }
@@ -108,8 +116,14 @@ impl Wmi for LabWmi {
     }
 
     fn class_properties(&self, namespace: Namespace, class: &str) -> Result<Option<Vec<String>>, WmiError> {
-        let class = schema().class(class).filter(|class| class.namespace == namespace);
-        Ok(class.map(|class| class.properties.keys().cloned().collect()))
+        self.transact(
+            || format!("look at class {class}"),
+            |tx| {
+                service::arrive(tx, None)?;
+                let class = schema().class(class).filter(|class| class.namespace == namespace);
+                Ok(class.map(|class| class.properties.keys().cloned().collect()))
+            },
+        )
     }
 
     fn call(
@@ -122,6 +136,7 @@ impl Wmi for LabWmi {
         self.transact(
             || format!("call {method} on {object}"),
             |tx| {
+                let restart = service::arrive(tx, Some(method))?;
                 let faults = tx.faults()?;
                 for fault in &faults {
                     match fault {
@@ -147,7 +162,10 @@ impl Wmi for LabWmi {
                     Some(return_value) => MethodOutput { return_value, out: BTreeMap::new() },
                     None => methods::call(tx, &instance, method, &inputs)?,
                 };
-                Ok(checked_output(signature, method, output))
+                match restart {
+                    Some(restart) => Err(service::leave(tx, &restart)?),
+                    None => Ok(checked_output(signature, method, output)),
+                }
             },
         )
     }

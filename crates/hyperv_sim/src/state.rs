@@ -1,5 +1,7 @@
 //! Everything the host knows, as it stands in `host.json`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::configuration::{Configuration, DiskSlot};
@@ -27,6 +29,10 @@ pub(crate) struct HostState {
     pub(crate) jobs: Vec<Job>,
     pub(crate) merges: Vec<PendingMerge>,
     pub(crate) events: Vec<Event>,
+    /// The first sequence never given out, by lineage of change tracking.
+    pub(crate) sequences: BTreeMap<String, u32>,
+    /// The management service is down until then.
+    pub(crate) service_down_until_ms: u64,
     /// Disk files whose changes are tracked. The records themselves lie beside the files.
     pub(crate) tracked: Vec<WinPath>,
     /// What to do if the operation that is under way now is never committed.
@@ -127,8 +133,24 @@ pub enum GuestFamily {
 pub enum VssBehaviour {
     /// Freezes.
     Works,
-    /// A writer fails: the job ends in state 10 with 0x800423F4.
+    /// A writer fails for good: the job ends in state 10 with 0x800423F4.
     WriterFails,
+    /// A writer fails in a way that may pass (0x800423F3), so many times; then it works.
+    WriterRetryable {
+        /// Failures to come.
+        failures: u32,
+    },
+    /// Freezes, after so long.
+    Slow {
+        /// What it adds to the time of the job.
+        ms: u64,
+    },
+    /// Never answers, although the component reports that it is well.
+    Hangs,
+    /// Never answers, and the component reports "lost communication".
+    NotResponding,
+    /// A Linux guest whose daemon does not run: fails at once.
+    NoDaemon,
     /// The component is not offered to the guest; level 1 fails.
     Disabled,
 }
@@ -167,6 +189,8 @@ pub(crate) struct ReferencePoint {
     pub(crate) id: String,
     pub(crate) consistency_level: u8,
     pub(crate) markers: Vec<Marker>,
+    /// How many ids at the end it does not tell.
+    pub(crate) missing_ids: usize,
 }
 
 /// A child that is to be folded into its parent.
@@ -301,6 +325,8 @@ impl HostState {
             jobs: Vec::new(),
             merges: Vec::new(),
             events: Vec::new(),
+            sequences: BTreeMap::new(),
+            service_down_until_ms: 0,
             tracked: Vec::new(),
             undo: Vec::new(),
             redo: Vec::new(),

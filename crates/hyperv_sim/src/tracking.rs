@@ -27,6 +27,9 @@ pub(crate) struct Record {
     /// The GUID part of the ids; parents and children share it.
     lineage: String,
     next_sequence: u32,
+    /// Files below this one know nothing of what was asked for: tracking began anew here.
+    #[serde(default)]
+    is_beginning: bool,
     /// In order of time; never empty.
     intervals: Vec<Interval>,
 }
@@ -49,16 +52,30 @@ impl Record {
     /// Tracking begins.
     pub(crate) fn new() -> Self {
         let lineage = uuid::Uuid::new_v4().hyphenated().to_string();
-        Self { lineage, next_sequence: 1, intervals: vec![Interval::default()] }
+        Self { lineage, next_sequence: 1, is_beginning: true, intervals: vec![Interval::default()] }
     }
 
     /// The record of a child that is made now.
     pub(crate) fn child(&self) -> Self {
-        Self { lineage: self.lineage.clone(), next_sequence: self.next_sequence, intervals: vec![Interval::default()] }
+        Self { is_beginning: false, intervals: vec![Interval::default()], ..self.clone() }
     }
 
-    /// Names this instant.
-    pub(crate) fn add_marker(&mut self) -> String {
+    /// Forgets what was written before the newest instant, and lets every id answer as before: a lie.
+    pub(crate) fn forget_written(&mut self) {
+        let newest = self.intervals.len() - 1;
+        self.intervals[..newest].iter_mut().for_each(|interval| interval.written = Extents::default());
+        self.newest_mut().written = Extents::default();
+    }
+
+    /// What a power cut leaves: the coarse copy of the newest interval.
+    pub(crate) fn lose_detail(&mut self, size_bytes: u64) {
+        let newest = self.newest_mut();
+        newest.written = newest.written.rounded(COARSE_BYTES, size_bytes);
+    }
+
+    /// Names this instant, with a sequence not below `least`; gives the id.
+    pub(crate) fn add_marker(&mut self, least: u32) -> String {
+        self.next_sequence = self.next_sequence.max(least);
         let id = format!("rctX:{}:{:08x}", self.lineage.replace('-', ":"), self.next_sequence);
         self.next_sequence = self.next_sequence.wrapping_add(1);
         self.intervals.push(Interval { id: Some(id.clone()), written: Extents::default() });
@@ -81,6 +98,10 @@ impl Record {
     /// Takes over what a child recorded, as its content is taken over. A merge that was cut off does it again; then, too,
     /// every interval goes to its own place.
     pub(crate) fn absorb(&mut self, child: Record) {
+        if child.is_beginning && self.lineage != child.lineage {
+            // The child's content has nothing to do with what was asked for before.
+            *self = Record { intervals: vec![Interval::default()], ..child.clone() };
+        }
         self.next_sequence = self.next_sequence.max(child.next_sequence);
         let position = |intervals: &[Interval], id: &str| intervals.iter().position(|i| i.id.as_deref() == Some(id));
         let first_id = child.intervals.iter().find_map(|interval| interval.id.as_deref());
@@ -104,6 +125,11 @@ impl Record {
         let after = &self.intervals[newest.unwrap_or(0)..];
         let written = after.iter().any(|interval| !interval.written.is_empty());
         (newest.and_then(|index| self.intervals[index].id.as_deref()), written)
+    }
+
+    /// Lineage and the first sequence that was not given out yet.
+    pub(crate) fn position(&self) -> (&str, u32) {
+        (&self.lineage, self.next_sequence)
     }
 
     fn newest_mut(&mut self) -> &mut Interval {
@@ -188,15 +214,14 @@ pub(crate) fn changes_since(
     chain: &[WinPath],
     id: &str,
 ) -> Result<Result<Extents, u32>, LabError> {
-    let Some(leaf) = chain.first().filter(|leaf| state.is_tracked(leaf)) else { return Ok(Err(DISABLED)) };
+    if !chain.first().is_some_and(|leaf| state.is_tracked(leaf)) {
+        return Ok(Err(DISABLED));
+    }
     let Some(lineage) = lineage_of(id) else { return Ok(Err(INVALID_ID)) };
-    let mut changes = Extents::default();
+    let (mut changes, mut is_known_lineage) = (Extents::default(), false);
     for file in chain {
         let Some(record) = load(store, file)? else { return Ok(Err(MISSING)) };
-        if record.lineage != lineage {
-            // A foreign id on the file itself is simply wrong; deeper down, this lineage ends without having known it.
-            return Ok(Err(if file == leaf { INVALID_ID } else { MISSING }));
-        }
+        is_known_lineage |= record.lineage == lineage;
         let found = record.intervals.iter().position(|interval| interval.id.as_deref() == Some(id));
         for interval in &record.intervals[found.unwrap_or(0)..] {
             changes.extend(&interval.written);
@@ -204,8 +229,12 @@ pub(crate) fn changes_since(
         if found.is_some() {
             return Ok(Ok(changes));
         }
+        if record.is_beginning {
+            break;
+        }
     }
-    Ok(Err(MISSING))
+    // An id of another disk is simply wrong; one of this disk has expired.
+    Ok(Err(if is_known_lineage { MISSING } else { INVALID_ID }))
 }
 
 /// The state that `GetVirtualDiskInformation` tells: whether tracking is on, the newest id, whether anything is newer.
@@ -248,9 +277,9 @@ mod tests {
     #[test]
     fn dropping_a_marker_keeps_what_was_written_after_it() {
         let mut record = Record::new();
-        let first = record.add_marker();
+        let first = record.add_marker(0);
         record.add_written(&written(0..10));
-        let second = record.add_marker();
+        let second = record.add_marker(0);
         record.add_written(&written(20..30));
         record.drop_marker(&second);
         assert_eq!(record.intervals.len(), 2);
@@ -261,10 +290,10 @@ mod tests {
     #[test]
     fn ids_and_writes_survive_a_merge() {
         let mut parent = Record::new();
-        let frozen = parent.add_marker();
+        let frozen = parent.add_marker(0);
         let mut child = parent.child();
         child.add_written(&written(5..6));
-        let later = child.add_marker();
+        let later = child.add_marker(0);
         child.add_written(&written(8..9));
         parent.absorb(child.clone());
         let once = parent.clone();
@@ -274,12 +303,12 @@ mod tests {
         assert_eq!(ids, [None, Some(frozen.as_str()), Some(later.as_str())]);
         assert_eq!(parent.intervals[1].written, written(5..6));
         assert_eq!(parent.intervals[2].written, written(8..9));
-        assert!(parent.add_marker().ends_with(":00000003"), "sequences are never given out twice");
+        assert!(parent.add_marker(0).ends_with(":00000003"), "sequences are never given out twice");
     }
 
     #[test]
     fn ids_have_the_grammar_seen_in_the_field() {
-        let id = Record::new().add_marker();
+        let id = Record::new().add_marker(0);
         assert!(lineage_of(&id).is_some(), "{id}");
         for bad in ["", "rctX:", &id[1..], &id.to_uppercase(), &format!("{id}0"), &id.replace(':', "-")] {
             assert_eq!(lineage_of(bad), None, "{bad}");

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hyperv::seam::{ChangedPage, ChangedRange, TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo};
+use hyperv::seam::{ChangedPage, TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo};
 use vhdx::{OpenErrorKind, OpenedDisk, VirtualDisk as _};
 
+use crate::answers::{self, Question, is_disk};
 use crate::disks;
 use crate::error::LabError;
-use crate::extents::Extents;
 use crate::faults::{self, Fault};
 use crate::host::{LabHost, Tx};
 use crate::paths::WinPath;
@@ -69,10 +70,18 @@ impl VirtDisk for LabVirtDisk {
         });
         let (disk, chain, held) = opened.map_err(|e| error(lab_code(&e)))?.map_err(error)?;
         let number = {
-            static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-            NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            NEXT.fetch_add(1, Ordering::Relaxed)
         };
-        Ok(Box::new(Handle { host: self.host.clone(), path: path.to_owned(), disk, chain, number, _held: held }))
+        Ok(Box::new(Handle {
+            host: self.host.clone(),
+            path: path.to_owned(),
+            disk,
+            chain,
+            number,
+            reads: AtomicU32::new(0),
+            _held: held,
+        }))
     }
 }
 
@@ -84,28 +93,6 @@ pub(crate) fn check_openable(tx: &Tx<'_>, file: &WinPath) -> Result<(), u32> {
     });
     let is_merged = tx.merges.iter().any(|merge| !merge.blocked && (merge.child == *file || merge.parent == *file));
     if is_written || is_merged { Err(SHARING_VIOLATION) } else { Ok(()) }
-}
-
-/// One page of changes, or `None` for a request that is not inside the disk or wants nothing.
-pub(crate) fn changed_page(
-    changes: &Extents,
-    size_bytes: u64,
-    offset_bytes: u64,
-    len_bytes: u64,
-    max_ranges: usize,
-) -> Option<ChangedPage> {
-    let end = offset_bytes.checked_add(len_bytes).filter(|&end| end <= size_bytes)?;
-    if len_bytes == 0 || max_ranges == 0 {
-        return None;
-    }
-    let mut found = changes.within(offset_bytes..end);
-    let ranges: Vec<ChangedRange> = (&mut found)
-        .take(max_ranges)
-        .map(|range| ChangedRange { offset_bytes: range.start, len_bytes: range.end - range.start })
-        .collect();
-    // A full page covers the region up to where the next range begins.
-    let processed_end = found.next().map_or(end, |next| next.start);
-    Some(ChangedPage { ranges, processed_bytes: processed_end - offset_bytes })
 }
 
 /// What a breakdown of the lab looks like through this door.
@@ -120,6 +107,8 @@ struct Handle {
     disk: OpenedDisk,
     chain: Vec<WinPath>,
     number: u64,
+    /// Reads so far.
+    reads: AtomicU32,
     _held: Vec<File>,
 }
 
@@ -128,14 +117,20 @@ impl Handle {
         VirtDiskError { operation, path: self.path.clone(), code }
     }
 
-    /// The VM and index of this disk, as faults name it: the disk one of whose files this is.
-    fn is_disk(&self, tx: &Tx<'_>, vm: &str, disk: usize) -> bool {
-        let Ok(vm) = tx.find_vm(vm) else { return false };
-        let Some(wanted) = vm.active.disks.get(disk) else { return false };
-        let checkpoints = vm.checkpoints.iter().flat_map(|checkpoint| &checkpoint.config.disks);
-        std::iter::once(wanted)
-            .chain(checkpoints.filter(|other| other.place == wanted.place))
-            .any(|other| self.chain.contains(&other.file))
+    /// Fails once the device is lost.
+    fn check_alive(&self, operation: &'static str) -> Result<(), VirtDiskError> {
+        let reads = self.reads.load(Ordering::Relaxed);
+        let faults = faults::load(self.host.store.root()).map_err(|e| self.error(operation, lab_code(&e)))?;
+        for fault in &faults {
+            let Fault::DeviceLost { vm, disk, after_reads, code } = fault else { continue };
+            if reads >= *after_reads {
+                let is_this = self.host.transact(|tx| Ok(is_disk(tx, &self.chain, vm, *disk)));
+                if is_this.map_err(|e| self.error(operation, lab_code(&e)))? {
+                    return Err(self.error(operation, *code));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,19 +159,14 @@ impl VirtDiskHandle for Handle {
         max_ranges: usize,
     ) -> Result<ChangedPage, VirtDiskError> {
         let error = |code| self.error("QueryChangesVirtualDisk", code);
-        let changes = self.host.transact(|tx| {
-            let planned = tx.faults()?.into_iter().find_map(|fault| match fault {
-                Fault::ChangesFail { vm, disk, code } if self.is_disk(tx, &vm, disk) => Some(code),
-                _ => None,
-            });
-            match planned {
-                Some(code) => Ok(Err(code)),
-                None => tracking::changes_since(tx.store, tx, &self.chain, id),
-            }
-        });
-        let changes = changes.map_err(|e| error(lab_code(&e)))?.map_err(error)?;
+        self.check_alive("QueryChangesVirtualDisk")?;
         let size_bytes = self.disk.geometry().size_bytes;
-        changed_page(&changes, size_bytes, offset_bytes, len_bytes, max_ranges).ok_or_else(|| error(INVALID_PARAMETER))
+        let question = Question { size_bytes, offset_bytes, len_bytes, max_ranges };
+        let page = self.host.transact(|tx| {
+            let changes = answers::changes_since(tx, &self.chain, size_bytes, id)?;
+            Ok(changes.and_then(|changes| answers::page(tx, &changes, &question).ok_or(INVALID_PARAMETER)))
+        });
+        page.map_err(|e| error(lab_code(&e)))?.map_err(error)
     }
 
     fn read(&self, buf: &mut [u8], offset_bytes: u64) -> Result<(), VirtDiskError> {
@@ -192,6 +182,8 @@ impl VirtDiskHandle for Handle {
         if end > geometry.size_bytes {
             return Err(error(SECTOR_NOT_FOUND));
         }
+        self.check_alive("ReadFile")?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
         // Without the host's lock unless there are faults: reads run concurrently, and the files are frozen.
         let faults = faults::load(self.host.store.root()).map_err(|e| error(lab_code(&e)))?;
         if let Some(code) = self.read_fault(&faults, offset_bytes, end).map_err(|e| error(lab_code(&e)))? {
@@ -206,7 +198,7 @@ impl Handle {
         for (index, fault) in faults.iter().enumerate() {
             let Fault::UnreadableRange { vm, disk, offset_bytes, len_bytes, code, times } = fault else { continue };
             let touches = start < offset_bytes.saturating_add(*len_bytes) && *offset_bytes < end;
-            if !touches || !self.host.transact(|tx| Ok(self.is_disk(tx, vm, *disk)))? {
+            if !touches || !self.host.transact(|tx| Ok(is_disk(tx, &self.chain, vm, *disk)))? {
                 continue;
             }
             let Some(times) = times else { return Ok(Some(*code)) };
@@ -218,39 +210,5 @@ impl Handle {
             }
         }
         Ok(None)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guest::SplitMix;
-
-    #[test]
-    fn pages_cover_the_disk_with_sorted_disjoint_ranges() {
-        let mut random = SplitMix::new(11);
-        for round in 0..200 {
-            let size = 1 + random.below(1000);
-            let mut changes = Extents::default();
-            for _ in 0..random.below(20) {
-                let start = random.below(size);
-                changes.insert(start..start + 1 + random.below(size - start));
-            }
-            let max_ranges = 1 + random.below(5) as usize;
-            let (mut at, mut seen) = (0, Vec::new());
-            while at < size {
-                let page = changed_page(&changes, size, at, size - at, max_ranges).unwrap();
-                assert!(page.processed_bytes > 0 && page.ranges.len() <= max_ranges, "round {round}");
-                for range in &page.ranges {
-                    let (start, end) = (range.offset_bytes, range.offset_bytes + range.len_bytes);
-                    assert!(start >= at && end <= at + page.processed_bytes && start < end, "round {round}: {range:?}");
-                    seen.push(start..end);
-                }
-                at += page.processed_bytes;
-            }
-            assert_eq!(seen, changes.iter().collect::<Vec<_>>(), "round {round}");
-            assert_eq!(changed_page(&changes, size, 0, size + 1, 1), None);
-            assert_eq!(changed_page(&changes, size, size, 0, 1), None);
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! VMs made again by the real client on simulated hosts: imported, and built from settings.
+//! The real client on simulated hosts: VMs imported, and built from settings; started, stopped, and set right again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -626,4 +626,29 @@ fn a_preflight_sees_room_and_collisions_before_anything_is_written() {
         [ObstacleCode::VmName, ObstacleCode::MacAddresses],
         "{obstacles:?}"
     );
+}
+
+#[test]
+fn merging_that_was_switched_off_is_switched_on_again() {
+    let lab = lab(LabOptions::default());
+    add_web(&lab, VmOptions::default());
+    let vm = lab.host.find_vm("web").unwrap();
+    let client = Client::new(&lab.lab);
+    let setting =
+        client.only(&format!("SELECT * FROM Msvm_DiskMergeSettingData WHERE InstanceID = 'Microsoft:{}'", vm.id));
+    let mut off = setting.clone();
+    off.properties.insert("EnabledState".into(), CimValue::Uint16(0));
+    let text = CimValue::String(hyperv::cim_xml::to_text(&off).unwrap());
+    let service = client.service("Msvm_VirtualSystemManagementService");
+    client.call(&service, "ModifyDiskMergeSettings", &[("SettingData", text)]).unwrap();
+
+    let request = CheckpointRequest::new(Consistency::Crash, "e3:agent:run:1");
+    let checkpoint = lab.host.create_recovery_checkpoint(&vm, &request).unwrap();
+    lab.host.destroy_checkpoint(&checkpoint.path).unwrap();
+    let before: Vec<_> = checkpoint.disks.iter().map(hyperv::ChainBefore::from).collect();
+    let wait = || lab.host.wait_for_merge(&vm.id, &before, Duration::from_secs(120)).unwrap();
+    let outcome = wait();
+    assert!(matches!(outcome, hyperv::MergeOutcome::Blocked { merging_is_off: true, .. }), "{outcome:?}");
+    lab.host.allow_merging(&vm.id).unwrap();
+    assert_eq!(wait(), hyperv::MergeOutcome::Merged);
 }

@@ -4,6 +4,7 @@ use hyperv::seam::{CimType, CimValue, MethodOutput};
 use vhdx::{DiskKind, FileFormat, VirtualDisk as _};
 
 use super::{FILE_NOT_FOUND, answer, answer_with};
+use crate::answers::{self, Question};
 use crate::builder::Builder;
 use crate::disks;
 use crate::embedded;
@@ -11,8 +12,7 @@ use crate::error::LabError;
 use crate::host::Tx;
 use crate::paths::WinPath;
 use crate::provider::Inputs;
-use crate::tracking;
-use crate::virt_disk::{changed_page, check_openable};
+use crate::virt_disk::check_openable;
 
 /// Ranges that one answer holds at most.
 const MAX_RANGES: usize = 256;
@@ -85,12 +85,14 @@ pub(super) fn changes(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabE
         return Ok(answer(code));
     }
     let chain = disks::chain_paths(tx.store, &disk);
-    let changes = match tracking::changes_since(tx.store, tx, &chain, inputs.text("LimitId"))? {
+    let size_bytes = disk.geometry().size_bytes;
+    let changes = match answers::changes_since(tx, &chain, size_bytes, inputs.text("LimitId"))? {
         Ok(changes) => changes,
         Err(code) => return Ok(answer(code)),
     };
-    let (offset, len) = (inputs.number("ByteOffset"), inputs.number("ByteLength"));
-    let Some(page) = changed_page(&changes, disk.geometry().size_bytes, offset, len, MAX_RANGES) else {
+    let (offset_bytes, len_bytes) = (inputs.number("ByteOffset"), inputs.number("ByteLength"));
+    let question = Question { size_bytes, offset_bytes, len_bytes, max_ranges: MAX_RANGES };
+    let Some(page) = answers::page(tx, &changes, &question) else {
         return Ok(answer(super::INVALID_PARAMETER));
     };
     let numbers =

@@ -9,10 +9,10 @@ use crate::state::Job;
 pub(super) fn concrete_job(tx: &Tx<'_>, job: &Job) -> Instance {
     let duration = job.due_ms.saturating_sub(job.started_ms).max(1);
     let elapsed = tx.call_ms.saturating_sub(job.started_ms);
-    // A quarter of the time a job is starting; then it runs.
+    // A quarter of the time a job is starting, a second at most; then it runs.
     let (state, percent, until) = match &job.end {
         Some(end) => (u64::from(end.state), 100, end.at_ms),
-        None if elapsed * 4 < duration => (3, 0, tx.call_ms),
+        None if elapsed < (duration / 4).min(1000) => (3, 0, tx.call_ms),
         None => (4, (elapsed * 100 / duration).min(99), tx.call_ms),
     };
     let caption = match job.kind {

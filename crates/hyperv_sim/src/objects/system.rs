@@ -165,6 +165,7 @@ pub(super) fn reference_point(tx: &Tx<'_>, vm: &Vm, point: &ReferencePoint) -> I
         ReferenceOutputs::Filled => format!(r"Microsoft:{}\{}", vm.id, point.id),
         ReferenceOutputs::Null2025 => format!("Microsoft:{}", point.id),
     };
+    let ids = point.markers.iter().take(point.markers.len().saturating_sub(point.missing_ids));
     let slots = point.markers.iter().map(|marker| medium_id(&vm.id, &marker.place));
     Builder::new(tx, "Msvm_VirtualSystemReferencePoint")
         .text("InstanceID", &id)
@@ -174,6 +175,6 @@ pub(super) fn reference_point(tx: &Tx<'_>, vm: &Vm, point: &ReferencePoint) -> I
         .number("ConsistencyLevel", point.consistency_level.into())
         .flag("HasAssociatedData", false)
         .texts("VirtualDiskIdentifiers", slots.collect())
-        .texts("ResilientChangeTrackingIdentifiers", point.markers.iter().map(|marker| marker.id.clone()).collect())
+        .texts("ResilientChangeTrackingIdentifiers", ids.map(|marker| marker.id.clone()).collect())
         .build()
 }
