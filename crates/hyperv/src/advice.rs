@@ -19,6 +19,12 @@ impl Error {
         self.hresults().into_iter().find_map(of_hresult).or_else(|| self.of_kind())
     }
 
+    /// Whether the guest may freeze a few minutes later: a writer or a snapshot was slow, or at work. One more try, then
+    /// the policy decides (spec 9.1, 11 row 13).
+    pub fn guest_may_recover(&self) -> bool {
+        self.hresults().iter().any(|code| matches!(code, 0x8004_23F2 | 0x8004_23F3 | 0x8004_2314 | 0x8004_2316))
+    }
+
     fn of_kind(&self) -> Option<&'static str> {
         Some(match self.kind() {
             ErrorKind::VssFailed => {
@@ -35,6 +41,11 @@ impl CreateError {
     /// See [`Error::advice`].
     pub fn advice(&self) -> Option<&'static str> {
         self.error.advice()
+    }
+
+    /// See [`Error::guest_may_recover`].
+    pub fn guest_may_recover(&self) -> bool {
+        self.error.guest_may_recover()
     }
 }
 
@@ -120,6 +131,9 @@ mod tests {
                 Some(word) => assert!(advice.unwrap_or_default().contains(word), "{text}: {advice:?}"),
                 None => assert_eq!(advice, None, "{text}"),
             }
+        }
+        for (code, recovers) in [("0x800423F2", true), ("0x80042316", true), ("0x800423F4", false), ("none", false)] {
+            assert_eq!(failed(code).guest_may_recover(), recovers, "{code}");
         }
         let tpm = Error::TpmMayNotOpen { attempt: "start".into(), source: Box::new(failed("?")) };
         assert!(tpm.advice().unwrap().contains("guardian"));

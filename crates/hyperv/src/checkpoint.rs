@@ -1,5 +1,6 @@
 //! Making the recovery checkpoint that a backup reads from (spec 3).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vhdx::Guid;
@@ -12,7 +13,7 @@ use crate::inventory::{COMPONENT, DEVICES, MEDIA, SETTINGS};
 use crate::job::{Ended, Invocation, JobLimits};
 use crate::names::configuration_of;
 use crate::seam::{CimValue, Instance, ObjectPath};
-use crate::{Cancel, CreateError, DiskSlot, Error, ErrorKind, Host, Vm, VmId, cim_xml, wql};
+use crate::{Cancel, CreateError, DiskSlot, Error, ErrorKind, GuestFamily, Host, Vm, VmId, VmState, cim_xml, wql};
 
 /// The state that the disks are frozen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +42,50 @@ impl Consistency {
     }
 }
 
+/// What the frozen disks are worth to the software in the guest: the label of a restore point (spec 2.4, 3.6, 12 row 31).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reached {
+    /// Applications were frozen, through VSS in a Windows guest.
+    Application,
+    /// File systems were frozen: Linux, or a guest that did not say what it is.
+    FileSystem,
+    /// As after a power cut.
+    Crash,
+    /// The VM was off.
+    Offline,
+}
+
+impl Reached {
+    /// What a checkpoint of `vm` reached when the request for `consistency` succeeded. `vm` as it was before.
+    pub fn of(consistency: Consistency, vm: &Vm) -> Self {
+        match (consistency, &vm.state, vm.guest.family) {
+            (_, VmState::Off, _) => Self::Offline,
+            (Consistency::Application, _, GuestFamily::Windows) => Self::Application,
+            (Consistency::Application, ..) => Self::FileSystem,
+            (Consistency::Crash, ..) => Self::Crash,
+        }
+    }
+
+    /// The lower of this and what the reference point says: where the two differ, the lower is to be believed.
+    pub fn and(self, reference_point: Option<Consistency>) -> Self {
+        match (self, reference_point) {
+            (Self::Application | Self::FileSystem, Some(Consistency::Crash)) => Self::Crash,
+            (reached, _) => reached,
+        }
+    }
+}
+
+impl std::fmt::Display for Reached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Application => "application",
+            Self::FileSystem => "file system",
+            Self::Crash => "crash",
+            Self::Offline => "offline",
+        })
+    }
+}
+
 /// What application writers in the guest take the backup for (`GuestBackupType`, spec 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestBackup {
@@ -63,6 +108,8 @@ pub struct CheckpointRequest {
     pub tag: String,
     /// How long to wait before the job is asked to stop.
     pub limits: JobLimits,
+    /// What is called before the guest is asked to freeze, and after.
+    pub hooks: Option<Arc<dyn FreezeHooks>>,
     /// Lets another thread stop the wait. A job that completes although it was asked to stop counts as done: its
     /// checkpoint is returned rather than lost.
     pub cancel: Cancel,
@@ -81,11 +128,23 @@ impl CheckpointRequest {
             guest_backup: GuestBackup::Copy,
             ignore_non_snapshottable: true,
             tag: tag.into(),
+            hooks: None,
             // A Linux guest's freeze alone can last 15 minutes.
             limits: JobLimits { limit, after_cancel: Duration::from_secs(15 * 60) },
             cancel: Cancel::default(),
         }
     }
+}
+
+/// The caller's own commands around the freeze, in the guest or elsewhere: Hyper-V calls none (spec 9.3).
+///
+/// `after` is called once for every call of `before`, whatever came of it and of the checkpoint, and as soon as the
+/// disks are frozen: what `before` holds up, waits no longer than the checkpoint takes.
+pub trait FreezeHooks: Send + Sync + std::fmt::Debug {
+    /// Called right before the request. An error stops the checkpoint: nothing is asked of the host.
+    fn before(&self) -> Result<(), String>;
+    /// Called when the request has ended. An error is a warning of the checkpoint, if there is one.
+    fn after(&self) -> Result<(), String>;
 }
 
 /// A recovery checkpoint: every disk frozen at one instant, to be read and then converted or destroyed.
@@ -140,8 +199,8 @@ pub struct ConfigPaths {
 impl Host {
     /// Makes a recovery checkpoint, names it with the request's tag, and finds its disks.
     ///
-    /// Every disk in `vm` must turn up in the checkpoint. On an error, what may have appeared on the host is in [`CreateError::left_behind`]. The VM must not be in a
-    /// transition, and nobody else may change it meanwhile.
+    /// Every disk in `vm` must turn up in the checkpoint. On an error, what may have appeared on the host is in
+    /// [`CreateError::left_behind`]. The VM must not be in a transition, and nobody else may change it meanwhile.
     pub fn create_recovery_checkpoint(&self, vm: &Vm, request: &CheckpointRequest) -> Result<Checkpoint, CreateError> {
         let attempt = format!("make a recovery checkpoint of {}", vm.label());
         let attempt = attempt.as_str();
@@ -156,18 +215,38 @@ impl Host {
             ("SnapshotSettings", CimValue::String(settings)),
             ("SnapshotType", CimValue::Uint16(RECOVERY_SNAPSHOT)),
         ];
-        let made = self
-            .invoke(&Invocation {
-                attempt,
-                object: &service,
-                method: "CreateSnapshot",
-                parameters: &parameters,
-                limits: request.limits,
-                cancel: Some(&request.cancel),
-            })
+        let call = Invocation {
+            attempt,
+            object: &service,
+            method: "CreateSnapshot",
+            parameters: &parameters,
+            limits: request.limits,
+            cancel: Some(&request.cancel),
+        };
+        let (ended, hook_warning) = self.invoke_between_hooks(&call, request.hooks.as_deref());
+        let made = ended
             .and_then(|ended| self.find_checkpoint(attempt, &vm.id, &before, ended))
+            .map(|(settings, mut warnings)| {
+                warnings.extend(hook_warning);
+                (settings, warnings)
+            })
             .and_then(|(settings, warnings)| self.describe_checkpoint(attempt, vm, request, settings, warnings));
         made.map_err(|error| CreateError { left_behind: self.new_checkpoints(attempt, &vm.id, &before), error })
+    }
+
+    /// The call with the caller's hooks around it, and what went wrong with the second one.
+    fn invoke_between_hooks(
+        &self,
+        call: &Invocation<'_>,
+        hooks: Option<&dyn FreezeHooks>,
+    ) -> (Result<Ended, Error>, Option<String>) {
+        let Some(hooks) = hooks else { return (self.invoke(call), None) };
+        let ended = match hooks.before() {
+            Ok(()) => self.invoke(call),
+            Err(problem) => Err(Error::Hook { attempt: call.attempt.to_owned(), problem }),
+        };
+        let warning = hooks.after().err().map(|problem| format!("after the freeze: {problem}"));
+        (ended, warning)
     }
 
     /// `Msvm_VirtualSystemSnapshotSettingData` as text; `GuestBackupType` only where the host's class has it.

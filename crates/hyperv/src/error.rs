@@ -68,6 +68,10 @@ pub enum Error {
     #[error("{attempt}: {what} is not on this host")]
     Missing { attempt: String, what: String },
 
+    /// A command of the caller's that has to run before the freeze failed; the host was asked for nothing.
+    #[error("{attempt}: before the freeze: {problem}")]
+    Hook { attempt: String, problem: String },
+
     /// What is to be made is there already.
     #[error("{attempt}: {what} is on this host already; remove it first, or choose a new id")]
     Exists { attempt: String, what: String },
@@ -108,13 +112,13 @@ impl Error {
         match self {
             Self::Wmi { source, .. } => hresult_kind(source.hresult).unwrap_or(ErrorKind::Other),
             Self::NoService { .. } | Self::OutcomeUnknown { .. } => ErrorKind::ServiceGone,
-            Self::Refused { code, .. } => return_code_kind(*code),
-            Self::JobFailed { failure, .. } => failure.kind(),
+            Self::Refused { method, code, .. } => return_code_kind(method, *code),
+            Self::JobFailed { method, failure, .. } => failure.kind(method),
             Self::TpmMayNotOpen { source, .. } => source.kind(),
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Missing { .. } | Self::OnOtherNode { .. } => ErrorKind::NotFound,
-            Self::Unexpected { .. } | Self::Exists { .. } | Self::CimXml { .. } => ErrorKind::Other,
+            Self::Unexpected { .. } | Self::Exists { .. } | Self::Hook { .. } | Self::CimXml { .. } => ErrorKind::Other,
             Self::VirtDisk { source, .. } => hresult_kind(source.code).unwrap_or(ErrorKind::Other),
             Self::File { source, .. } => file_error_kind(source),
         }
@@ -164,13 +168,13 @@ impl JobFailure {
         found
     }
 
-    fn kind(&self) -> ErrorKind {
+    fn kind(&self, method: &str) -> ErrorKind {
         let kinds: Vec<_> = self.hresults().into_iter().filter_map(hresult_kind).collect();
         // The guest's failure is the cause, whatever else went wrong because of it.
         if kinds.contains(&ErrorKind::VssFailed) {
             return ErrorKind::VssFailed;
         }
-        kinds.first().copied().unwrap_or_else(|| return_code_kind(self.code.into()))
+        kinds.first().copied().unwrap_or_else(|| return_code_kind(method, self.code.into()))
     }
 }
 
@@ -259,8 +263,12 @@ fn hresult_kind(hresult: u32) -> Option<ErrorKind> {
     })
 }
 
-fn return_code_kind(code: u32) -> ErrorKind {
+/// One number has two meanings: "file not found", and in the methods that bring a VM onto the host "file in use"
+/// (spec 6.3, 8.4).
+fn return_code_kind(method: &str, code: u32) -> ErrorKind {
+    const IN_USE_FOR: [&str; 3] = ["ImportSystemDefinition", "ValidatePlannedSystem", "RealizePlannedSystem"];
     match code {
+        32779 if IN_USE_FOR.contains(&method) => ErrorKind::Busy,
         1 | 32770 => ErrorKind::Unsupported,
         3 | 32772 => ErrorKind::Timeout,
         5 | 32774 | 32775 => ErrorKind::Busy,
@@ -370,6 +378,14 @@ mod tests {
             (32769, "odd 0x8007052F", &[], ErrorKind::AccessDenied),
         ] {
             assert_eq!(job(code, description, texts).kind(), kind, "{code} {description} {texts:?}");
+        }
+        for (method, kind) in [
+            ("GetVirtualHardDiskSettingData", ErrorKind::NotFound),
+            ("ImportSystemDefinition", ErrorKind::Busy),
+            ("RealizePlannedSystem", ErrorKind::Busy),
+        ] {
+            let refused = Error::Refused { attempt: "a".into(), method, code: 32779 };
+            assert_eq!(refused.kind(), kind, "{method}");
         }
     }
 }

@@ -32,6 +32,10 @@ pub struct Vm {
     pub generation: u8,
     /// Such as `9.0`.
     pub configuration_version: String,
+    /// Virtual processors; `None` if its settings do not say.
+    pub processors: Option<u64>,
+    /// Start-up memory in MiB; `None` if its settings do not say.
+    pub memory_mib: Option<u64>,
     /// The disks that a checkpoint freezes, in order of their slots.
     pub disks: Vec<VmDisk>,
     /// What a checkpoint leaves out, and why.
@@ -288,6 +292,8 @@ struct Records {
     vss_components: Vec<Instance>,
     kvp_components: Vec<Instance>,
     security: Vec<Instance>,
+    processors: Vec<Instance>,
+    memory: Vec<Instance>,
     host_tracks: bool,
 }
 
@@ -308,6 +314,8 @@ impl Host {
             vss_components: all(VSS_COMPONENTS)?,
             kvp_components: all(KVP_COMPONENTS)?,
             security: all(SECURITY)?,
+            processors: all(PROCESSORS)?,
+            memory: all(MEMORY)?,
             host_tracks: self.makes_reference_points(attempt)?,
         };
         self.join(attempt, &records)
@@ -341,6 +349,8 @@ impl Host {
             vss_components: self.find(attempt, &wql::by(VSS_COMPONENTS, "SystemName", id.as_str()))?,
             kvp_components: self.find(attempt, &wql::by(KVP_COMPONENTS, "SystemName", id.as_str()))?,
             security: self.find(attempt, &wql::all(SECURITY))?,
+            processors: of_class(PROCESSORS),
+            memory: of_class(MEMORY),
             host_tracks: self.makes_reference_points(attempt)?,
         };
         Ok(self.join(attempt, &records)?.into_iter().next())
@@ -400,6 +410,10 @@ impl Host {
             let configuration = active.get("InstanceID").as_str().and_then(configuration_of).unwrap_or_default();
             let security = records.security.iter().find(|setting| belongs_to(setting, configuration));
             let is_on = |name| security.is_some_and(|security| security.get(name).as_bool() == Some(true));
+            let quantity = |settings: &[Instance]| {
+                let own = settings.iter().find(|setting| belongs_to(setting, configuration));
+                own.and_then(|setting| setting.get("VirtualQuantity").as_u64())
+            };
             let mut vm = Vm {
                 name: text(system, "ElementName"),
                 path: path.clone(),
@@ -408,6 +422,8 @@ impl Host {
                 operation: Operation::of(system),
                 generation: generation(active),
                 configuration_version: text(active, "Version"),
+                processors: quantity(&records.processors),
+                memory_mib: quantity(&records.memory),
                 disks: Vec::new(),
                 excluded_disks: Vec::new(),
                 unreadable_disks: Vec::new(),
@@ -501,6 +517,8 @@ pub(crate) const MEDIA: &str = "Msvm_StorageAllocationSettingData";
 pub(crate) const DEVICES: &str = "Msvm_ResourceAllocationSettingData";
 pub(crate) const REFERENCE_POINTS: &str = "Msvm_VirtualSystemReferencePoint";
 pub(crate) const COMPONENT: &str = "Msvm_VirtualSystemSettingDataComponent";
+pub(crate) const PROCESSORS: &str = "Msvm_ProcessorSettingData";
+pub(crate) const MEMORY: &str = "Msvm_MemorySettingData";
 pub(crate) const SECURITY: &str = "Msvm_SecuritySettingData";
 const FIBRE_CHANNEL: &str = "Msvm_SyntheticFcPortSettingData";
 const VSS_SETTINGS: &str = "Msvm_VssComponentSettingData";

@@ -6,8 +6,11 @@ use vhdx::Guid;
 
 use crate::checkpoint_list::LOOK_AGAIN_AFTER;
 use crate::devices::{DiskRole, disk_devices};
+use crate::host::MANAGEMENT_SERVICE;
 use crate::inventory::{COMPONENT, DEVICES, MEDIA, Operation, SETTINGS, is_active};
-use crate::{Error, ErrorKind, FrozenDisk, Host, VmId, wql};
+use crate::job::{Invocation, JobLimits};
+use crate::seam::{CimValue, Instance};
+use crate::{Error, ErrorKind, FrozenDisk, Host, VmId, cim_xml, wql};
 
 /// What a disk's chain was before the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,8 @@ pub enum MergeOutcome {
     Blocked {
         /// Disks whose chains are still longer.
         disks: Vec<UnmergedDisk>,
-        /// `Msvm_DiskMergeSettingData` says that merging is switched off for the VM (spec 3.9).
+        /// `Msvm_DiskMergeSettingData` says that merging is switched off for the VM (spec 3.9);
+        /// [`Host::allow_merging`] switches it on again.
         merging_is_off: bool,
     },
 }
@@ -86,6 +90,32 @@ impl Host {
             }
             clock.sleep(POLL);
         }
+    }
+
+    /// Lets the host merge the VM's disks again, after an export has switched that off; merges that waited start at once
+    /// (spec 3.9, 11 row 37).
+    pub fn allow_merging(&self, vm: &VmId) -> Result<(), Error> {
+        const ON: u16 = 1;
+        let attempt = format!("allow merging for VM {vm}");
+        let attempt = attempt.as_str();
+        let service = self.service(attempt, MANAGEMENT_SERVICE)?;
+        let setting = self.merge_setting(attempt, vm)?.into_iter().next();
+        let setting = setting.ok_or_else(|| Error::Missing {
+            attempt: attempt.to_owned(),
+            what: format!("the merge setting of VM {vm}"),
+        })?;
+        let changed = cim_xml::changed(&setting, vec![("EnabledState", CimValue::Uint16(ON))]);
+        let text =
+            cim_xml::to_text(&changed).map_err(|source| Error::CimXml { attempt: attempt.to_owned(), source })?;
+        self.invoke(&Invocation {
+            attempt,
+            object: &service,
+            method: "ModifyDiskMergeSettings",
+            parameters: &[("SettingData", CimValue::String(text))],
+            limits: JobLimits::DEFAULT,
+            cancel: None,
+        })?;
+        Ok(())
     }
 
     fn look_at_merge(
@@ -146,8 +176,11 @@ impl Host {
 
     fn merging_is_off(&self, attempt: &str, vm: &VmId) -> Result<bool, Error> {
         const OFF: u64 = 0;
-        let query = wql::by("Msvm_DiskMergeSettingData", "InstanceID", &format!("Microsoft:{vm}"));
-        let settings = self.find(attempt, &query)?;
+        let settings = self.merge_setting(attempt, vm)?;
         Ok(settings.iter().any(|setting| setting.get("EnabledState").as_u64() == Some(OFF)))
+    }
+
+    fn merge_setting(&self, attempt: &str, vm: &VmId) -> Result<Vec<Instance>, Error> {
+        self.find(attempt, &wql::by("Msvm_DiskMergeSettingData", "InstanceID", &format!("Microsoft:{vm}")))
     }
 }

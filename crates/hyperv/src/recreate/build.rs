@@ -1,11 +1,11 @@
 //! Path 2: building the VM from its stored settings (spec 6.4).
 
-use crate::inventory::{SECURITY, SETTINGS};
+use crate::inventory::{MEMORY, PROCESSORS, SECURITY, SETTINGS};
 use crate::seam::{CimType, CimValue, Instance, ObjectPath};
 use crate::{CreateError, Definition, Error, Host, Vm, VmId, cim_xml};
 
 use super::firmware::{Moved, NO_AUTOMATIC_START, boot_order, carried, carried_by_device};
-use super::former::{Former, MEMORY, PROCESSOR, configuration, name_of};
+use super::former::{Former, configuration, name_of};
 use super::system::VM;
 use super::workbench::{Workbench, one_string};
 use super::{
@@ -166,14 +166,14 @@ impl Build<'_> {
     fn set_processors_and_memory(&self, settings: &ObjectPath) -> Result<(), Error> {
         let bench = self.bench;
         for (class, properties, what) in
-            [(PROCESSOR, PROCESSOR_PROPERTIES, "set its processors"), (MEMORY, MEMORY_PROPERTIES, "set its memory")]
+            [(PROCESSORS, PROCESSOR_PROPERTIES, "set its processors"), (MEMORY, MEMORY_PROPERTIES, "set its memory")]
         {
             let Some(former) = self.former.of_class(class).next() else { continue };
             let now = bench.components(settings, Some(class))?;
             let now = now.first().ok_or_else(|| bench.missing(format!("the {class} of the new VM")))?;
             let mut changes = carried_by_device(former, now, properties);
             let wanted = match (class, bench.wanted.processors, bench.wanted.memory_mib) {
-                (PROCESSOR, Some(count), _) => vec![("VirtualQuantity", CimValue::Uint64(count))],
+                (PROCESSORS, Some(count), _) => vec![("VirtualQuantity", CimValue::Uint64(count))],
                 (MEMORY, _, Some(mib)) => memory_changes(former, mib),
                 _ => Vec::new(),
             };

@@ -10,8 +10,6 @@ use crate::{ControllerKind, Definition, DiskSlot, Error, slot_part};
 pub(super) const SYNTHETIC_ADAPTER: &str = "Msvm_SyntheticEthernetPortSettingData";
 pub(super) const EMULATED_ADAPTER: &str = "Msvm_EmulatedEthernetPortSettingData";
 pub(super) const CONNECTION: &str = "Msvm_EthernetPortAllocationSettingData";
-pub(super) const PROCESSOR: &str = "Msvm_ProcessorSettingData";
-pub(super) const MEMORY: &str = "Msvm_MemorySettingData";
 
 /// `ResourceType` of a DVD drive.
 pub(super) const DVD_DRIVE: u64 = 16;

@@ -1,13 +1,13 @@
 //! Path 1: importing the configuration files (spec 6.3).
 
 use crate::devices::{DRIVE, HARD_DISK, MEDIUM, PHYSICAL_DISK, host_resource, is, parent_of};
-use crate::inventory::{DEVICES, MEDIA, SETTINGS};
+use crate::inventory::{DEVICES, MEDIA, MEMORY, PROCESSORS, SETTINGS};
 use crate::names::same_path;
 use crate::seam::{CimValue, Instance, ObjectPath};
 use crate::{CreateError, Definition, Error, Host, Vm, VmId, wql};
 
 use super::firmware::NO_AUTOMATIC_START;
-use super::former::{CONNECTION, MEMORY, PROCESSOR, instance_id, is_adapter, is_connection_of, name_of};
+use super::former::{CONNECTION, instance_id, is_adapter, is_connection_of, name_of};
 use super::network::{CONNECTED, Connection, DISCONNECTED, NO_ADDRESS, decide};
 use super::system::{PLANNED_VM, VM};
 use super::workbench::{Workbench, one_string};
@@ -194,7 +194,7 @@ impl Import<'_> {
 
     fn set_sizes(&self, devices: &[Instance]) -> Result<(), Error> {
         let of_class = |class: &str| devices.iter().find(|device| device.class.eq_ignore_ascii_case(class));
-        if let (Some(count), Some(processors)) = (self.bench.wanted.processors, of_class(PROCESSOR)) {
+        if let (Some(count), Some(processors)) = (self.bench.wanted.processors, of_class(PROCESSORS)) {
             let changes = vec![("VirtualQuantity", CimValue::Uint64(count))];
             self.bench.modify("set its processors", processors, changes)?;
         }

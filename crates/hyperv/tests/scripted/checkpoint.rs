@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyperv::seam::{CimValue, ObjectPath};
-use hyperv::{CheckpointKind, CheckpointRequest, Consistency, Error, ErrorKind, Vm, cim_xml};
+use hyperv::{CheckpointKind, CheckpointRequest, Consistency, Error, ErrorKind, FreezeHooks, Vm, cim_xml};
 
 use crate::script::*;
 
@@ -415,4 +415,82 @@ fn checkpoints_are_told_apart() {
     assert_eq!(kinds, [CheckpointKind::User, CheckpointKind::Recovery, other]);
     assert_eq!(found[0].created, Some(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(60)));
     assert_eq!(found[1].name, TAG);
+}
+
+/// Notes when it is called, as how many checkpoints had been asked for by then.
+#[derive(Debug)]
+struct Hooks {
+    script: Arc<Script>,
+    before: Result<(), String>,
+    after: Result<(), String>,
+    called: std::sync::Mutex<Vec<(&'static str, usize)>>,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
+}
+
+impl Hooks {
+    fn new(script: &Arc<Script>, before: Result<(), &str>, after: Result<(), &str>) -> Arc<Self> {
+        let owned = |result: Result<(), &str>| result.map_err(str::to_owned);
+        let (before, after) = (owned(before), owned(after));
+        Arc::new(Self { script: script.clone(), before, after, called: Default::default() })
+    }
+
+    fn note(&self, what: &'static str) {
+        self.called.lock().unwrap().push((what, self.script.calls("CreateSnapshot").len()));
+    }
+
+    fn called(&self) -> Vec<(&'static str, usize)> {
+        self.called.lock().unwrap().clone()
+    }
+}
+
+impl FreezeHooks for Hooks {
+    fn before(&self) -> Result<(), String> {
+        self.note("before");
+        self.before.clone()
+    }
+
+    fn after(&self) -> Result<(), String> {
+        self.note("after");
+        self.after.clone()
+    }
+}
+
+fn with_hooks(hooks: &Arc<Hooks>) -> CheckpointRequest {
+    CheckpointRequest { hooks: Some(hooks.clone()), ..CheckpointRequest::new(Consistency::Application, TAG) }
+}
+
+#[test]
+fn hooks_stand_around_the_request() {
+    let script = one_vm();
+    let vm = vm(&script);
+    let returned = CimValue::Reference(ObjectPath::new(path_of(SETTINGS, CHECKPOINT)));
+    script.on_call("CreateSnapshot", Ok(output(0, vec![("ResultingSnapshot", returned)])));
+    checkpoint_is_there(&script);
+    let hooks = Hooks::new(&script, Ok(()), Err("the database does not answer"));
+    let checkpoint = script.host().create_recovery_checkpoint(&vm, &with_hooks(&hooks)).unwrap();
+    assert_eq!(hooks.called(), [("before", 0), ("after", 1)]);
+    assert_eq!(checkpoint.warnings, ["after the freeze: the database does not answer"]);
+}
+
+#[test]
+fn what_was_held_is_let_go_when_the_checkpoint_fails() {
+    let script = one_vm();
+    let vm = vm(&script);
+    script.on_call("CreateSnapshot", Ok(output(32775, vec![])));
+    let hooks = Hooks::new(&script, Ok(()), Ok(()));
+    script.host().create_recovery_checkpoint(&vm, &with_hooks(&hooks)).unwrap_err();
+    assert_eq!(hooks.called(), [("before", 0), ("after", 1)]);
+
+    // A hook that failed may have held something, too; and the host is not asked.
+    let script = one_vm();
+    let vm = self::vm(&script);
+    let hooks = Hooks::new(&script, Err("no route to the guest"), Ok(()));
+    let error = script.host().create_recovery_checkpoint(&vm, &with_hooks(&hooks)).unwrap_err();
+    assert!(matches!(error.error, Error::Hook { .. }) && error.to_string().contains("no route"), "{error}");
+    assert_eq!(hooks.called(), [("before", 0), ("after", 0)]);
 }

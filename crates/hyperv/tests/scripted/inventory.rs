@@ -29,6 +29,8 @@ pub fn bulk(
     script.on_query("SELECT * FROM Msvm_StorageAllocationSettingData", media);
     script.on_query("SELECT * FROM Msvm_ResourceAllocationSettingData", devices);
     for class in [
+        "Msvm_ProcessorSettingData",
+        "Msvm_MemorySettingData",
         "Msvm_SyntheticFcPortSettingData",
         "Msvm_VirtualSystemReferencePoint",
         "Msvm_VssComponentSettingData",
@@ -73,12 +75,21 @@ fn a_vm_is_put_together_from_bulk_answers() {
         all_devices,
     );
     script.on_disk(r"C:\VMs\web\leaf.avhdx", Ok(disk_data(DISK, Some(r"C:\VMs\web\d.vhdx"))));
+    for (class, quantity) in [("Msvm_ProcessorSettingData", 4), ("Msvm_MemorySettingData", 2048)] {
+        let of = |configuration: &str, quantity| {
+            let id = format!(r"Microsoft:{configuration}\X");
+            instance(class, &id, vec![("InstanceID", text(&id)), ("VirtualQuantity", CimValue::Uint64(quantity))])
+        };
+        script.forget_query(&format!("SELECT * FROM {class}"));
+        script.on_query(format!("SELECT * FROM {class}"), vec![of("Definition", 1), of(OTHER_VM, 9), of(VM, quantity)]);
+    }
     let vms = script.host().list_vms().unwrap();
     assert_eq!(vms.len(), 1, "the host is not a VM");
     let vm = &vms[0];
     assert_eq!((vm.id.as_str(), vm.name.as_str(), vm.generation), (VM, "web", 2));
     assert_eq!((&vm.state, vm.operation), (&VmState::Running, Some(Operation::MergingDisks)));
     assert_eq!(vm.configuration_version, "9.0");
+    assert_eq!((vm.processors, vm.memory_mib), (Some(4), Some(2048)));
     assert_eq!(vm.disks.len(), 1);
     assert_eq!((vm.excluded_disks.len(), vm.unreadable_disks.len()), (0, 0), "another VM's disk is not this one's");
     let disk = &vm.disks[0];

@@ -7,5 +7,6 @@ mod frozen;
 mod inventory;
 mod merge;
 mod protection;
+mod recreate;
 mod reference_point;
 mod script;

@@ -216,3 +216,32 @@ fn cautions_name_what_a_person_should_know() {
     let silent = Caution::GuestDoesNotFreeze(VssReadiness::NotResponding(12));
     assert!(silent.to_string().contains("12"), "{silent}");
 }
+
+#[test]
+fn what_was_reached_depends_on_the_guest_and_the_lower_is_believed() {
+    use hyperv::{Consistency, Reached};
+    let kvp = |os: &str| {
+        let item = format!(
+            r#"<INSTANCE CLASSNAME="Msvm_KvpExchangeDataItem"><PROPERTY NAME="Name" TYPE="string"><VALUE>OSName</VALUE></PROPERTY><PROPERTY NAME="Data" TYPE="string"><VALUE>{os}</VALUE></PROPERTY></INSTANCE>"#
+        );
+        vec![("SystemName", text(VM)), ("GuestIntrinsicExchangeItems", texts(&[&item]))]
+    };
+    for (os, state, asked, point, expected) in [
+        ("Windows Server 2022", 2, Consistency::Application, Some(Consistency::Application), Reached::Application),
+        ("Windows Server 2022", 2, Consistency::Application, Some(Consistency::Crash), Reached::Crash),
+        ("Windows Server 2022", 2, Consistency::Crash, Some(Consistency::Application), Reached::Crash),
+        ("Debian GNU/Linux", 2, Consistency::Application, None, Reached::FileSystem),
+        ("Debian GNU/Linux", 6, Consistency::Crash, Some(Consistency::Crash), Reached::Crash),
+        ("Debian GNU/Linux", 3, Consistency::Crash, Some(Consistency::Crash), Reached::Offline),
+    ] {
+        let mut system = computer(VM, "web");
+        set(&mut system, "EnabledState", CimValue::Uint16(state));
+        let script = bulk(vec![system], vec![settings(VM, "System:Realized", "web")], vec![], vec![]);
+        let component = instance("Msvm_KvpExchangeComponent", "k", kvp(os));
+        script.forget_query("SELECT * FROM Msvm_KvpExchangeComponent");
+        script.on_query("SELECT * FROM Msvm_KvpExchangeComponent", vec![component]);
+        let vm = script.host().list_vms().unwrap().remove(0);
+        let reached = Reached::of(asked, &vm).and(point);
+        assert_eq!(reached, expected, "{os} {state} {asked:?} {point:?}");
+    }
+}

@@ -98,6 +98,16 @@ impl Script {
         self.calls.lock().unwrap().iter().filter(|call| call.method == method).cloned().collect()
     }
 
+    /// Every call so far, but those that only look at disk files.
+    pub fn all_calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// Drops the answers to a method, so that new ones come first.
+    pub fn forget_method(&self, method: &str) {
+        self.methods.lock().unwrap().remove(method);
+    }
+
     pub fn elapsed(&self) -> Duration {
         *self.time.lock().unwrap()
     }

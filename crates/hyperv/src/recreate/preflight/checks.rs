@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::devices::{DRIVE, MEDIUM, PHYSICAL_DISK, host_resource, is};
-use crate::inventory::{DEVICES, MEDIA};
+use crate::inventory::{DEVICES, MEDIA, MEMORY, PROCESSORS};
 use crate::names::same_path;
 
-use super::super::former::{Former, MEMORY, PROCESSOR, configuration, name_of};
+use super::super::former::{Former, configuration, name_of};
 use super::super::network::{Connection, decide};
 use super::super::{Identity, MacChoice, Recreation, TpmChoice};
 use super::{HostState, Obstacle, ObstacleCode, Severity, Way, is_absolute, volume_of};
@@ -316,7 +316,7 @@ impl<'a> Checks<'a> {
 
     fn processors(&self) -> Found {
         let count = self.wanted.processors.or(self.former.definition.summary.processors);
-        let count = count.or_else(|| self.former.of_class(PROCESSOR).next()?.get("VirtualQuantity").as_u64());
+        let count = count.or_else(|| self.former.of_class(PROCESSORS).next()?.get("VirtualQuantity").as_u64());
         match (count, self.host.logical_processors) {
             (Some(count), Some(total)) if count > total => {
                 let why = format!("The VM has {count} processors, and the host has {total}.");
