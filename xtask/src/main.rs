@@ -1,14 +1,18 @@
-//! The project's own tasks: `cargo xtask test`, `cargo xtask demo`, `cargo xtask bench`.
+//! The project's own tasks: `cargo xtask test`, `cargo xtask windows`, `cargo xtask demo`, `cargo xtask bench`.
 //!
 //! Each task drives the same programs that a person would type, and shows what they print. Read `test.rs` for
-//! what the test command runs, `peers.rs` for the foreign programs it tests against, `demo.rs` for the story
-//! that the demo plays, `bench.rs` for what is measured and how.
+//! what the test command runs, `peers.rs` for the foreign programs it tests against, `windows.rs` for the same tests
+//! under Wine, `demo.rs` for the story that the demo plays, `bench.rs` for what is measured and how.
 
+mod checks;
+mod debian;
 mod options;
 mod peers;
 mod process;
 mod report;
+mod stamp;
 mod test;
+mod windows;
 mod workspace;
 
 #[cfg(feature = "play")]
@@ -55,6 +59,8 @@ struct Arguments {
 enum Task {
     /// Install the peers that tests use, then check formatting, lints, tests and documentation.
     Test(test::Options),
+    /// Build the agent for Windows, and run the tests under Wine.
+    Windows(windows::Options),
     /// Play a backup and a restore with real disks, and explain what is seen.
     Demo(DemoOptions),
     /// Measure the same work done by us and by other programs.
@@ -76,6 +82,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Test(options) => test::run(&options),
+        Task::Windows(options) => windows::run(&options),
         #[cfg(feature = "play")]
         Task::Demo(options) => demo::run(&options),
         #[cfg(feature = "play")]

@@ -4,13 +4,15 @@
 //! A peer that cannot be had is one `SKIPPED` line, never a failure.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::debian;
 use crate::process::{find_program, is_executable, output_of};
+use crate::stamp::{Stamp, read_pinned};
 use crate::workspace::Workspace;
 
 /// Debian packages that hold peers, with the program that shows a package to be there.
@@ -51,7 +53,7 @@ impl Peers {
     pub fn gather(workspace: &Workspace, install: Install) -> Peers {
         let mut peers = Peers::default();
         let debian = match install {
-            Install::Missing => install_debian_packages(),
+            Install::Missing => debian::install_missing(&DEBIAN_PACKAGES),
             Install::Nothing => Err(anyhow!("nothing is installed in this run")),
         };
         for (program, package) in DEBIAN_PACKAGES {
@@ -102,52 +104,6 @@ impl Peers {
 fn given_by(variable: Option<&str>) -> Option<PathBuf> {
     let program = PathBuf::from(env::var_os(variable?)?);
     is_executable(&program).then_some(program)
-}
-
-fn install_debian_packages() -> Result<()> {
-    let missing: Vec<&str> = DEBIAN_PACKAGES
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if find_program("apt-get").is_none() {
-        bail!("not installed, and this machine has no apt-get");
-    }
-    if !is_root()? {
-        bail!("not installed, and installing needs root");
-    }
-    // apt's own lock does not keep two runs from disturbing each other where a hook empties the archive
-    // cache at the end of any run. The lock lies outside the target folder: apt is the whole machine's.
-    let lock_path = env::temp_dir().join("apt.lock");
-    let lock = File::options().create(true).append(true).open(&lock_path);
-    let lock = lock.with_context(|| format!("open {}", lock_path.display()))?;
-    lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
-
-    println!("installing {} by apt-get", missing.join(", "));
-    let install = || {
-        let mut command = apt_get("install");
-        command.args(["-y", "--no-install-recommends"]).args(&missing);
-        output_of(&mut command)
-    };
-    // A fresh machine has no package lists, and old lists name archives that are gone: both end here.
-    if install().is_err() {
-        output_of(&mut apt_get("update"))?;
-        install()?;
-    }
-    Ok(())
-}
-
-fn apt_get(verb: &str) -> Command {
-    let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=120", verb]);
-    command
-}
-
-fn is_root() -> Result<bool> {
-    Ok(output_of(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
 /// Builds stock Kopia from the Go module pinned in `peers/kopia`, once for each content of its `go.sum`.
@@ -227,27 +183,6 @@ fn install_s3(workspace: &Workspace, folder: &Path, install: Install) -> Result<
     }
     stamp.write()?;
     Ok(program)
-}
-
-/// Remembers from which pinned versions a peer was made.
-struct Stamp {
-    file: PathBuf,
-    pinned: String,
-}
-
-impl Stamp {
-    fn matches(&self) -> bool {
-        fs::read_to_string(&self.file).is_ok_and(|found| found == self.pinned)
-    }
-
-    fn write(&self) -> Result<()> {
-        fs::write(&self.file, &self.pinned).with_context(|| format!("write {}", self.file.display()))
-    }
-}
-
-fn read_pinned(files: &[&Path]) -> Result<String> {
-    let read = |file: &&Path| fs::read_to_string(file).with_context(|| format!("read {}", file.display()));
-    files.iter().map(read).collect()
 }
 
 #[cfg(test)]

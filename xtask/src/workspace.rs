@@ -1,6 +1,7 @@
 //! Where this workspace and its build output lie, and how its cargo is called.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +14,8 @@ pub struct Workspace {
     pub root: PathBuf,
     /// Cargo's target folder, wherever the user's configuration or `CARGO_TARGET_DIR` puts it.
     pub target: PathBuf,
+    /// The oldest Rust that it is made for.
+    pub rust_version: String,
 }
 
 impl Workspace {
@@ -29,7 +32,8 @@ impl Workspace {
         }
         let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
         let target = metadata["target_directory"].as_str().context("cargo metadata names no target_directory")?;
-        Ok(Workspace { root, target: PathBuf::from(target) })
+        let rust_version = metadata["packages"][0]["rust_version"].as_str().context("no rust-version in Cargo.toml")?;
+        Ok(Workspace { root, target: PathBuf::from(target), rust_version: rust_version.to_owned() })
     }
 
     /// The build that the demo and the bench need: the agent, and this program with the libraries. Both in one, or
@@ -44,12 +48,21 @@ impl Workspace {
     pub fn cargo(&self) -> Command {
         cargo_in(&self.root)
     }
+
+    /// The same with another cargo than the one that runs us.
+    pub fn cargo_of(&self, program: &Path) -> Command {
+        command_in(&self.root, program.as_os_str())
+    }
+}
+
+fn cargo_in(root: &Path) -> Command {
+    command_in(root, &env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// `cargo run` tells its child about the package it runs. Handed on to another cargo, those variables differ from
 /// what a person's own cargo sees, and build scripts that watch them (`ring`'s does) would run again each time.
-fn cargo_in(root: &Path) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+fn command_in(root: &Path, cargo: &OsStr) -> Command {
+    let mut command = Command::new(cargo);
     command.current_dir(root);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();

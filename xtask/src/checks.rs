@@ -1,0 +1,146 @@
+//! Commands that must succeed, run one after another, and what their output adds up to.
+
+use std::io::{self, IsTerminal};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::process::{run_watched, typed};
+use crate::report::{heading, seconds};
+
+/// The checks of one task so far.
+pub struct Checks {
+    begun: Instant,
+    checks: Vec<Check>,
+    tally: Tally,
+}
+
+struct Check {
+    command: String,
+    passed: bool,
+    time: Duration,
+}
+
+impl Checks {
+    /// None yet; `skipped` are the lines about what this run does without.
+    pub fn begin(skipped: Vec<String>) -> Checks {
+        Checks { begun: Instant::now(), checks: Vec::new(), tally: Tally { skipped, ..Tally::default() } }
+    }
+
+    /// Runs one to its end, while its output is seen. A failure does not keep the next from running.
+    pub fn run(&mut self, command: &mut Command) -> Result<()> {
+        command.env("RUST_BACKTRACE", "1");
+        if io::stdout().is_terminal() {
+            command.env("CARGO_TERM_COLOR", "always");
+        }
+        heading(&typed(command));
+        let begun = Instant::now();
+        let passed = run_watched(command, "", |line| self.tally.take_line(line))?.success();
+        let check = Check { command: typed(command), passed, time: begun.elapsed() };
+        println!("{}", check.line());
+        self.checks.push(check);
+        Ok(())
+    }
+
+    /// Says what passed, what failed and what was skipped.
+    pub fn finish(self) -> ExitCode {
+        heading(&format!("summary after {}", seconds(self.begun.elapsed())));
+        for check in &self.checks {
+            println!("{}", check.line());
+        }
+        print!("{}", self.tally.summary());
+        let passed = self.checks.iter().all(|check| check.passed) && self.tally.warnings.is_empty();
+        println!("{}", if passed { "All checks passed." } else { "Some checks FAILED: their output is above." });
+        if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+impl Check {
+    fn line(&self) -> String {
+        format!("{}  {}  ({})", if self.passed { "passed" } else { "FAILED" }, self.command, seconds(self.time))
+    }
+}
+
+/// What the lines of the output add up to.
+#[derive(Debug, Default, PartialEq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    failed_tests: Vec<String>,
+    skipped: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Tally {
+    fn take_line(&mut self, line: &str) {
+        // A summary within the output repeats what was counted already; its lines are indented.
+        let line = line.trim_end();
+        if line.starts_with("SKIPPED ") {
+            self.skipped.push(line.to_owned());
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
+            // test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.02s
+            for part in counts.split(['.', ';']) {
+                match part.trim().split_once(' ') {
+                    Some((count, "passed")) => self.passed += count.parse().unwrap_or(0),
+                    Some((count, "failed")) => self.failed += count.parse().unwrap_or(0),
+                    Some((count, "ignored")) => self.ignored += count.parse().unwrap_or(0),
+                    _ => {}
+                }
+            }
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            self.failed_tests.push(name.to_owned());
+        } else if line.contains(") generated ") && line.contains(" warning") {
+            // warning: `hyperv` (lib) generated 2 warnings
+            self.warnings.push(line.to_owned());
+        }
+    }
+
+    fn summary(&self) -> String {
+        let mut text = format!("tests   {} passed, {} failed, {} ignored\n", self.passed, self.failed, self.ignored);
+        for name in &self.failed_tests {
+            text += &format!("        FAILED {name}\n");
+        }
+        for line in &self.warnings {
+            text += &format!("        FAILED for a {line}\n");
+        }
+        text += &format!("skipped {}\n", self.skipped.len());
+        for line in &self.skipped {
+            text += &format!("        {line}\n");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_of_cargo_test_adds_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test bat::tests::index ... ok",
+            "test log::tests::replay ... FAILED",
+            "SKIPPED stock_reads_ours: kopia is not installed",
+            "test result: FAILED. 12 passed; 1 failed; 3 ignored; 0 measured; 5 filtered out; finished in 0.02s",
+            "        SKIPPED stock_reads_ours: kopia is not installed",
+            "warning: `hyperv` (lib) generated 2 warnings",
+            "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s",
+        ] {
+            tally.take_line(line);
+        }
+        let expected = Tally {
+            passed: 16,
+            failed: 1,
+            ignored: 3,
+            failed_tests: vec!["log::tests::replay".into()],
+            skipped: vec!["SKIPPED stock_reads_ours: kopia is not installed".into()],
+            warnings: vec!["warning: `hyperv` (lib) generated 2 warnings".into()],
+        };
+        assert_eq!(tally, expected);
+        assert!(tally.summary().contains("skipped 1\n        SKIPPED stock_reads_ours"), "{}", tally.summary());
+    }
+}

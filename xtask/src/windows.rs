@@ -1,0 +1,84 @@
+//! `cargo xtask windows`: the agent built for Windows, and the tests run under Wine.
+//!
+//! Everything of it lies in `windows` below the target folder: a build folder of its own, the Wine prefix, and the
+//! one library that Wine lacks. What cannot be had is a `SKIPPED` line, never a failure.
+
+mod toolchain;
+mod wine;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::checks::Checks;
+use crate::peers::Install;
+use crate::report::heading;
+use crate::windows::toolchain::Toolchain;
+use crate::windows::wine::Prefix;
+use crate::workspace::Workspace;
+
+/// How the Windows half is tested.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Install nothing: without a toolchain for Windows and Wine there is nothing to do.
+    #[arg(long, visible_alias = "no-install")]
+    offline: bool,
+
+    /// Only build the agent.
+    #[arg(long)]
+    build: bool,
+
+    /// What `cargo test` gets instead of the whole workspace, for example `-p hyperv --test windows`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    tests: Vec<String>,
+}
+
+/// Every crate of the product. `xtask` itself drives programs of this machine.
+const WHOLE: [&str; 6] = ["--workspace", "--exclude", "xtask", "--lib", "--bins", "--tests"];
+
+/// Builds, tests, and says how it went.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    let install = if options.offline { Install::Nothing } else { Install::Missing };
+    let folder = workspace.target.join("windows");
+
+    heading("toolchain for Windows");
+    let toolchain = match Toolchain::gather(&workspace, &folder, install) {
+        Ok(toolchain) => toolchain,
+        Err(why) => {
+            println!("SKIPPED windows: {why:#}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    println!("{toolchain}");
+
+    let mut checks = Checks::begin(Vec::new());
+    if options.build {
+        checks.run(toolchain.cargo(&workspace, "build").args(["--package", "agent"]))?;
+        return Ok(checks.finish());
+    }
+    let prefix = match Prefix::gather(&workspace, &folder, install) {
+        Ok(prefix) => prefix,
+        Err(why) => {
+            println!("SKIPPED tests for Windows: {why:#}");
+            checks.run(toolchain.cargo(&workspace, "build").args(["--package", "agent"]))?;
+            return Ok(checks.finish());
+        }
+    };
+    println!("{prefix}");
+    let running = prefix.start()?;
+    let mut test = toolchain.cargo(&workspace, "test");
+    running.export(&mut test);
+    if options.tests.is_empty() {
+        // One command builds the agent too, for its tests: a build apart would have other features, and compile most
+        // of the workspace twice. What passing tests print says what was skipped.
+        test.args(WHOLE).args(["--no-fail-fast", "--", "--show-output"]);
+        checks.run(&mut test)?;
+        checks.run(running.program(&toolchain.built("e3-backup-agent.exe")).arg("--version"))?;
+    } else {
+        checks.run(test.args(&options.tests))?;
+    }
+    running.stop()?;
+    Ok(checks.finish())
+}
