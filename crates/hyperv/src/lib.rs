@@ -44,6 +44,8 @@
 //! comments is the project's digest of them, `hyperv.md`.
 
 pub mod seam;
+#[cfg(any(windows, test))]
+pub mod windows;
 
 pub mod cim_xml;
 pub mod wql;
