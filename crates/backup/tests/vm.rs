@@ -7,7 +7,7 @@ use hyperv_sim::DiskSource;
 use support::{Rig, assert_same, differing_segments};
 
 #[test]
-fn full_then_twenty_incrementals_each_restored() {
+fn scenario_01_full_then_twenty_incrementals_each_restored() {
     let rig =
         Rig::new(&[DiskSource::Empty { size_bytes: 192 << 20 }, DiskSource::Empty { size_bytes: (64 << 20) + 512 }]);
     rig.guest_write(1, 60);

@@ -32,9 +32,19 @@ pub fn quick_lab() -> LabOptions {
 
 impl Rig {
     pub fn new(disks: &[DiskSource]) -> Self {
+        Self::with(quick_lab(), disks)
+    }
+
+    /// The same on a host with these options.
+    pub fn with(options: LabOptions, disks: &[DiskSource]) -> Self {
+        let rig = Self::without_vm(options);
+        rig.lab.add_vm("DC01", disks, VmOptions::default()).unwrap();
+        rig
+    }
+
+    pub fn without_vm(options: LabOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let lab = LabHost::create_with(dir.path().join("host"), quick_lab()).unwrap();
-        lab.add_vm("DC01", disks, VmOptions::default()).unwrap();
+        let lab = LabHost::create_with(dir.path().join("host"), options).unwrap();
         let bucket = Arc::new(Faulty::new(Memory::new()));
         let storage = Storage { bucket: bucket.clone(), kind: StorageKind::ObjectStore };
         let client = ClientOptions::new("tester", "testhost");
@@ -48,9 +58,14 @@ impl Rig {
     }
 
     pub fn back_up_through(&self, seam: Seam) -> Result<VmReport, BackupError> {
+        self.back_up_as("DC01", seam, &Cancel::default())
+    }
+
+    /// A VM by name or id; whoever holds `cancel` may stop it.
+    pub fn back_up_as(&self, selector: &str, seam: Seam, cancel: &Cancel) -> Result<VmReport, BackupError> {
         let host = Host::new(seam);
         let vm = host
-            .find_vm("DC01")
+            .find_vm(selector)
             .map_err(|source| BackupError::Host { attempt: "find the VM".into(), source: Box::new(source) })?;
         let state = HostState::open(&self.dir.path().join("state")).unwrap();
         let context = BackupContext {
@@ -60,7 +75,7 @@ impl Rig {
             state: &state,
             options: &self.options,
             observer: &Silent,
-            cancel: &Cancel::default(),
+            cancel,
         };
         back_up_vm(&context, &vm, &new_run_id())
     }
@@ -72,6 +87,32 @@ impl Rig {
     /// The guest's disk, byte for byte, as its files say.
     pub fn guest_disk(&self, disk: usize) -> Vec<u8> {
         read_all(&self.lab.open_guest_disk("DC01", disk).unwrap())
+    }
+
+    /// All of the guest's disks.
+    pub fn guest_disks(&self, vm: &str) -> Vec<Vec<u8>> {
+        let disks = 0..self.lab.disk_count(vm).unwrap();
+        disks.map(|disk| read_all(&self.lab.open_guest_disk(vm, disk).unwrap())).collect()
+    }
+
+    /// A point's disks are what the guest had.
+    pub fn assert_restores(&self, label: &str, point: &Point, expected: &[Vec<u8>]) {
+        let description = point.describe(&self.repo).unwrap();
+        assert_eq!(description.disks.len(), expected.len(), "{label}: disks of the point");
+        for (disk, expected) in expected.iter().enumerate() {
+            assert_same(&format!("{label}, disk {disk}"), expected, &self.restore_raw(point, disk));
+        }
+    }
+
+    /// Until neither a job nor a merge is left.
+    pub fn wait_for_rest(&self, vm: &str) {
+        for _ in 0..2000 {
+            if self.lab.is_at_rest(vm).unwrap() {
+                return;
+            }
+            self.lab.clock().sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("jobs or merges of {vm} do not end");
     }
 
     pub fn points(&self) -> Vec<Point> {
@@ -92,12 +133,16 @@ impl Rig {
 
     /// Nothing of ours but one reference point, and every disk one file deep.
     pub fn assert_host_is_clean(&self, label: &str) {
-        let (_, recovery) = self.lab.checkpoints("DC01").unwrap();
+        self.assert_vm_is_clean(label, "DC01");
+    }
+
+    pub fn assert_vm_is_clean(&self, label: &str, vm: &str) {
+        let (_, recovery) = self.lab.checkpoints(vm).unwrap();
         assert!(recovery.is_empty(), "{label}: recovery checkpoints {recovery:?}");
-        let points = self.lab.reference_points("DC01").unwrap();
+        let points = self.lab.reference_points(vm).unwrap();
         assert!(points.len() <= 1, "{label}: reference points {points:?}");
-        for disk in 0..self.lab.disk_count("DC01").unwrap() {
-            let chain = self.lab.disk_chain("DC01", disk).unwrap();
+        for disk in 0..self.lab.disk_count(vm).unwrap() {
+            let chain = self.lab.disk_chain(vm, disk).unwrap();
             assert_eq!(chain.len(), 1, "{label}: disk {disk} is {chain:?}");
         }
         let strays = self.lab.stray_files().unwrap();
