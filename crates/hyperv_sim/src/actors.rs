@@ -31,7 +31,7 @@ impl LabHost {
             for disk in &vm.active.disks {
                 opened.push((disk.file.clone(), GuestDisk::open(tx.store, &disk.file)?));
             }
-            let geometries: Vec<_> = opened.iter().map(|(_, disk)| disk.file.geometry()).collect();
+            let geometries: Vec<_> = opened.iter().map(|(_, disk)| disk.geometry()).collect();
             let pieces = guest::plan(writes, &geometries);
             for (index, (path, mut disk)) in opened.into_iter().enumerate() {
                 let touched = guest::touched(&pieces, index);
@@ -69,7 +69,7 @@ impl LabHost {
             let vm = running_vm(tx, vm)?;
             let path = vm.disk(disk)?.file.clone();
             let mut file = GuestDisk::open(tx.store, &path)?;
-            let size_bytes = file.file.geometry().size_bytes;
+            let size_bytes = file.geometry().size_bytes;
             if offset_bytes.checked_add(len_bytes).is_none_or(|end| end > size_bytes) {
                 let reason = format!("{len_bytes} bytes at {offset_bytes} of a disk of {size_bytes}");
                 return Err(LabError::refused("write as the guest", reason));
@@ -228,7 +228,7 @@ fn idle_vm(tx: &Tx<'_>, vm: &str, attempt: &'static str) -> Result<String, LabEr
     }
 }
 
-fn set_power(tx: &mut Tx<'_>, id: &str, from: &[Power], to: Power) -> Result<(), LabError> {
+pub(crate) fn set_power(tx: &mut Tx<'_>, id: &str, from: &[Power], to: Power) -> Result<(), LabError> {
     let now_ms = tx.now_ms;
     let vm = tx.edit().vm_mut(id);
     if !from.contains(&vm.power) {

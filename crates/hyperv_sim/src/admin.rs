@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::access;
+use crate::actors::set_power;
 use crate::checkpoint;
 use crate::disks;
 use crate::error::LabError;
@@ -42,11 +43,7 @@ impl LabHost {
             let number = (1..)
                 .find(|number| !vm.active.disks.iter().any(|disk| disk.stem.ends_with(&format!("-added{number}"))));
             let stem = format!("{}-added{}", crate::new_vm::file_name_of(&vm.active.name), number.unwrap_or_default());
-            let file = vm.folder.join(&format!("{stem}.vhdx"));
-            match source {
-                DiskSource::Copy(from) => disks::import(tx.store, &file, from)?,
-                DiskSource::Empty { size_bytes } => disks::create_empty(tx.store, &file, *size_bytes)?,
-            }
+            let file = source.make(tx, &vm.folder, &stem)?;
             let free = free_location(&mut vm.active);
             let (controller, location) = free.ok_or_else(|| LabError::refused("add a disk", "no place is free"))?;
             let place = vm.active.attach(&controller, location, file.clone(), &stem);
@@ -104,6 +101,23 @@ impl LabHost {
             }
             tx.store.before_write()?;
             disks::resize(tx.store, &disk.file, size_bytes)
+        })
+    }
+
+    /// Pauses a running VM.
+    pub fn pause_vm(&self, vm: &str) -> Result<(), LabError> {
+        self.transact(|tx| {
+            let id = tx.find_vm(vm)?.id.clone();
+            set_power(tx, &id, &[Power::Running], Power::Paused)
+        })
+    }
+
+    /// The storage of a VM's files goes away, or comes back: its state is critical meanwhile.
+    pub fn set_storage_lost(&self, vm: &str, lost: bool) -> Result<(), LabError> {
+        self.transact(|tx| {
+            let id = tx.find_vm(vm)?.id.clone();
+            tx.edit().vm_mut(&id).storage_lost = lost;
+            Ok(())
         })
     }
 

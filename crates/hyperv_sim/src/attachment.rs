@@ -129,7 +129,7 @@ impl AttachedDisk {
         self.check_range(offset_bytes, len as u64)?;
         let data = self.ask(move |burst| {
             let mut data = vec![0; len];
-            burst.disk(index)?.file.file.read_exact_at(&mut data, offset_bytes)?;
+            burst.disk(index)?.file.vhdx()?.read_exact_at(&mut data, offset_bytes)?;
             Ok(data)
         })?;
         buf.copy_from_slice(&data);
@@ -155,7 +155,7 @@ impl AttachedDisk {
         let index = self.index;
         // Of the bursts before this one, closing the files has made everything durable.
         self.change(move |burst| match &mut burst.open[index] {
-            Some(open) => open.file.file.flush().map_err(LabError::disk("flush", open.path.as_str())),
+            Some(open) => open.file.vhdx()?.flush().map_err(LabError::disk("flush", open.path.as_str())),
             None => Ok(()),
         })
     }
@@ -165,7 +165,7 @@ impl AttachedDisk {
         let index = self.index;
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
         self.ask(move |burst| {
-            let extents: Result<Vec<_>, _> = burst.disk(index)?.file.file.extents(range).take(max).collect();
+            let extents: Result<Vec<_>, _> = burst.disk(index)?.file.vhdx()?.extents(range).take(max).collect();
             Ok(extents?)
         })
     }
@@ -254,7 +254,7 @@ impl<'a, 'tx> Burst<'a, 'tx> {
         if tx.is_tracked(&open.path) {
             let mut written = Extents::default();
             written.insert(range);
-            let size_bytes = open.file.file.geometry().size_bytes;
+            let size_bytes = open.file.geometry().size_bytes;
             let written = written.rounded(tx.options.granularity_bytes, size_bytes);
             let is_covered = written.iter().all(|range| open.noted.within(range.clone()).eq([range]));
             if !is_covered {

@@ -43,7 +43,7 @@ pub(crate) fn create(
     if tx.options.free_bytes < NEEDED_FREE_BYTES {
         return Ok(Err(Failure::new(FAILED, "There is not enough space on the disk. (0x80070070)")));
     }
-    let frozen: Vec<DiskSlot> = vm.active.disks.iter().filter(|disk| !disk.is_shared()).cloned().collect();
+    let frozen: Vec<DiskSlot> = vm.active.disks.iter().filter(|disk| disk.is_snapshottable()).cloned().collect();
     for disk in &frozen {
         if !tx.store.file(&disk.file)?.is_file() {
             let text = format!(
@@ -78,10 +78,11 @@ pub(crate) fn create(
     let mut planned = Vec::new();
     let mut undo: Vec<FileOp> = config_file::of_checkpoint(&vm, &id).map(FileOp::Delete).into();
     for disk in &frozen {
-        let child = disk.file.folder().join(&format!("{}_{}.avhdx", disk.stem, new_guid()));
+        let child = child_of(disk);
         undo.push(FileOp::Delete(child.clone()));
         undo.extend(tracking::companions(&child).map(FileOp::Delete));
         // A disk that is not tracked yet begins to be, with this instant as the first that has a name.
+        let tracked = tracked && !disks::is_vhd(&disk.file);
         let was_tracked = tx.is_tracked(&disk.file);
         let record = match was_tracked {
             true => Some(tracking::load(tx.store, &disk.file)?.unwrap_or_else(Record::new)),
@@ -155,6 +156,12 @@ pub(crate) fn create(
     Ok(Ok(Object::Checkpoint { id }))
 }
 
+/// A new name for what a disk goes on in.
+fn child_of(disk: &DiskSlot) -> WinPath {
+    let extension = if disks::is_vhd(&disk.file) { "avhd" } else { "avhdx" };
+    disk.file.folder().join(&format!("{}_{}.{extension}", disk.stem, new_guid()))
+}
+
 /// What an interrupted backup leaves beside a disk.
 fn leftover_of(disk: &DiskSlot) -> WinPath {
     disk.file.folder().join(&format!("{}-AutoRecovery.avhdx", disk.stem))
@@ -224,8 +231,7 @@ pub(crate) fn apply(tx: &mut Tx<'_>, vm_id: &str, id: &str) -> Result<Result<(),
     settings.name.clone_from(&vm.active.name);
     let (mut abandoned, mut tracked, mut undo) = (Vec::new(), Vec::new(), Vec::new());
     for disk in &mut settings.disks {
-        let parent = disk.file.clone();
-        disk.file = parent.folder().join(&format!("{}_{}.avhdx", disk.stem, new_guid()));
+        disk.file = child_of(disk);
         undo.push(FileOp::Delete(disk.file.clone()));
         undo.extend(tracking::companions(&disk.file).map(FileOp::Delete));
     }

@@ -125,6 +125,15 @@ impl Configuration {
         self.devices.iter_mut().find(|device| device.class == class)
     }
 
+    /// Whether a checkpoint would leave something out: shared disks, VHD sets, physical disks, fibre channel.
+    pub(crate) fn has_unsnapshottable(&self) -> bool {
+        let is_foreign = |device: &Device| {
+            let sub_type = device.properties.text("ResourceSubType");
+            sub_type.ends_with("Physical Disk Drive") || sub_type.ends_with("FiberChannel Port")
+        };
+        self.disks.iter().any(|disk| !disk.is_snapshottable()) || self.devices.iter().any(is_foreign)
+    }
+
     /// A number of the first device of a class, 0 when there is none.
     pub(crate) fn number_of(&self, class: &str, property: &str) -> u64 {
         self.first_of_class(class).map_or(0, |device| device.properties.number(property))
@@ -154,6 +163,15 @@ impl Configuration {
         self.disks.push(DiskSlot { place: place.clone(), file, stem: stem.to_owned(), properties });
         self.sort_disks();
         place
+    }
+
+    /// Passes a physical disk through.
+    pub(crate) fn attach_physical(&mut self, controller: &str, location: u8, disk_path: &str) {
+        let id = format!(r"{controller}\{location}\D");
+        let mut drive = templates::own("Physical Disk Drive").device(id, Some(controller));
+        drive.properties.put("AddressOnParent", location.to_string());
+        drive.properties.put("HostResource", vec![disk_path]);
+        self.devices.push(drive);
     }
 
     /// Takes a disk and its drive out.
@@ -192,6 +210,11 @@ impl DiskSlot {
     /// `PersistentReservationsSupported`: a shared disk, which cannot be part of a checkpoint.
     pub(crate) fn is_shared(&self) -> bool {
         self.properties.flag("PersistentReservationsSupported")
+    }
+
+    /// Whether a checkpoint can take the disk along: neither a shared one nor a VHD set.
+    pub(crate) fn is_snapshottable(&self) -> bool {
+        !self.is_shared() && !self.file.file_name().to_lowercase().ends_with(".vhds")
     }
 
     /// `id` of the controller, and the location on it.

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use vhdx::{
-    CreateOptions, DifferencingOptions, ExtentKind, FileInfo, OpenError, OpenOptions, OpenedDisk, ParentSearch,
-    VirtualDisk, WritableVhdx,
+    CreateOptions, DifferencingOptions, DiskGeometry, ExtentKind, FileInfo, OpenError, OpenOptions, OpenedDisk,
+    ParentSearch, VirtualDisk, WritableVhdx,
 };
 
 use crate::error::LabError;
 use crate::paths::{WinPath, from_sandbox};
 use crate::store::Store;
+use crate::vhd::{self, VhdWriter};
 
 const COPY_PIECE_BYTES: u64 = 1 << 20;
 
@@ -46,27 +47,90 @@ pub(crate) fn leaf_info(disk: &OpenedDisk) -> FileInfo {
 
 /// A disk open for the guest's writes.
 pub(crate) struct GuestDisk {
-    pub(crate) file: WritableVhdx,
+    file: GuestFile,
     path: WinPath,
+}
+
+enum GuestFile {
+    Vhdx(Box<WritableVhdx>),
+    Vhd(VhdWriter),
 }
 
 impl GuestDisk {
     pub(crate) fn open(store: &Store, path: &WinPath) -> Result<Self, LabError> {
-        let file = WritableVhdx::open(&store.file(path)?, &options(store));
-        Ok(Self { file: file.map_err(LabError::disk("open for writing", path.as_str()))?, path: path.clone() })
+        let file = store.file(path)?;
+        let file = match is_vhd(path) {
+            true => GuestFile::Vhd(VhdWriter::open(&file, &options(store))?),
+            false => {
+                let file = WritableVhdx::open(&file, &options(store));
+                GuestFile::Vhdx(Box::new(file.map_err(LabError::disk("open for writing", path.as_str()))?))
+            }
+        };
+        Ok(Self { file, path: path.clone() })
+    }
+
+    /// The VHDX, for what only such a file can do.
+    pub(crate) fn vhdx(&mut self) -> Result<&mut WritableVhdx, LabError> {
+        match &mut self.file {
+            GuestFile::Vhdx(file) => Ok(file),
+            GuestFile::Vhd(_) => Err(LabError::refused("use a disk", format!("{} is a VHD", self.path.as_str()))),
+        }
+    }
+
+    pub(crate) fn geometry(&self) -> DiskGeometry {
+        match &self.file {
+            GuestFile::Vhdx(file) => file.geometry(),
+            GuestFile::Vhd(file) => file.geometry(),
+        }
     }
 
     pub(crate) fn write(&mut self, data: &[u8], offset_bytes: u64) -> Result<(), LabError> {
-        self.file.write_all_at(data, offset_bytes).map_err(LabError::disk("write", self.path.as_str()))
+        match &mut self.file {
+            GuestFile::Vhdx(file) => {
+                file.write_all_at(data, offset_bytes).map_err(LabError::disk("write", self.path.as_str()))
+            }
+            GuestFile::Vhd(file) => file.write(data, offset_bytes),
+        }
     }
 
     pub(crate) fn zero(&mut self, range: Range<u64>) -> Result<(), LabError> {
-        self.file.zero_range(range).map_err(LabError::disk("zero a range of", self.path.as_str()))
+        match &mut self.file {
+            GuestFile::Vhdx(file) => {
+                file.zero_range(range).map_err(LabError::disk("zero a range of", self.path.as_str()))
+            }
+            // The format knows no zeroes of its own.
+            GuestFile::Vhd(file) => pieces(range).try_for_each(|piece| {
+                let zeroes = vec![0; (piece.end - piece.start) as usize];
+                file.write(&zeroes, piece.start)
+            }),
+        }
+    }
+
+    fn resize(&mut self, size_bytes: u64) -> Result<(), LabError> {
+        match &mut self.file {
+            GuestFile::Vhdx(file) => file.resize(size_bytes).map_err(LabError::disk("resize", self.path.as_str())),
+            GuestFile::Vhd(_) => Err(LabError::refused("resize a disk", "VHD files keep their size here")),
+        }
     }
 
     pub(crate) fn close(self) -> Result<(), LabError> {
-        self.file.close().map_err(LabError::disk("close", self.path.as_str()))
+        match self.file {
+            GuestFile::Vhdx(file) => file.close().map_err(LabError::disk("close", self.path.as_str())),
+            GuestFile::Vhd(_) => Ok(()),
+        }
     }
+}
+
+/// VHD files are known by their names, as Hyper-V knows them.
+pub(crate) fn is_vhd(path: &WinPath) -> bool {
+    let name = path.file_name().to_lowercase();
+    name.ends_with(".vhd") || name.ends_with(".avhd")
+}
+
+/// Makes an empty fixed VHD.
+pub(crate) fn create_vhd(store: &Store, path: &WinPath, size_bytes: u64) -> Result<(), LabError> {
+    let size_bytes = size_bytes.max(512).checked_next_multiple_of(512).unwrap_or(u64::MAX);
+    vhd::create_fixed(&store.file(path)?, size_bytes)
 }
 
 /// Makes an empty disk.
@@ -130,6 +194,9 @@ fn copy_sparse(source: &Path, target: &Path) -> Result<(), LabError> {
 
 /// Makes the child that a running VM goes on in.
 pub(crate) fn create_child(store: &Store, child: &WinPath, parent: &WinPath) -> Result<(), LabError> {
+    if is_vhd(parent) {
+        return vhd::create_child(&store.file(child)?, &store.file(parent)?, &options(store));
+    }
     settle(store, parent)?;
     let (child_file, parent_file) = (store.file(child)?, store.file(parent)?);
     vhdx::create_differencing(&child_file, &parent_file, &DifferencingOptions::default())
@@ -144,7 +211,7 @@ fn settle(store: &Store, path: &WinPath) -> Result<(), LabError> {
 /// Changes the size of a disk file, and of nothing below it.
 pub(crate) fn resize(store: &Store, path: &WinPath, size_bytes: u64) -> Result<(), LabError> {
     let mut disk = GuestDisk::open(store, path)?;
-    disk.file.resize(size_bytes).map_err(LabError::disk("resize", path.as_str()))?;
+    disk.resize(size_bytes)?;
     disk.close()
 }
 
@@ -154,6 +221,9 @@ pub(crate) fn merge(store: &Store, child: &WinPath, parent: &WinPath) -> Result<
     let (child_file, parent_file): (PathBuf, PathBuf) = (store.file(child)?, store.file(parent)?);
     let failed = || LabError::disk("merge into its parent", child.as_str());
     store.before_write()?;
+    if is_vhd(child) {
+        return vhd::merge(&child_file, &parent_file, &options(store));
+    }
     let mut merge = vhdx::Merge::open(&child_file, &parent_file).map_err(failed())?;
     loop {
         store.before_write()?;

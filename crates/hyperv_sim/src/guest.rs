@@ -1,7 +1,5 @@
 //! The scripted guest: what it writes is a function of a seed.
 
-use vhdx::VirtualDisk as _;
-
 use crate::disks::GuestDisk;
 use crate::error::LabError;
 use crate::extents::Extents;
@@ -96,7 +94,7 @@ pub(crate) fn touched(pieces: &[Piece], disk: usize) -> Extents {
 
 /// Writes the pieces for one disk, in order.
 pub(crate) fn write(disk: &mut GuestDisk, pieces: &[Piece], index: usize) -> Result<(), LabError> {
-    let size = disk.file.geometry().size_bytes;
+    let size = disk.geometry().size_bytes;
     for piece in pieces.iter().filter(|piece| piece.disk == index) {
         let end = piece.offset_bytes + piece.len_bytes;
         assert!(end <= size, "pieces are planned inside the disk");

@@ -63,6 +63,7 @@ mod store;
 mod system_settings;
 mod templates;
 mod tracking;
+mod vhd;
 mod virt_disk;
 mod wql;
 
@@ -77,6 +78,7 @@ pub use guest::{GuestWrites, Spread};
 pub use host::LabHost;
 pub use new_vm::{DiskSource, VmOptions};
 pub use options::{
-    AfterApply, AfterMove, ClockKind, JobStyle, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs, Sequences,
+    AfterApply, AfterMove, ClockKind, JobStyle, LabCluster, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs,
+    Sequences,
 };
 pub use state::{Event, GuestFamily, VssBehaviour};

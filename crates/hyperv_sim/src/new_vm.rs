@@ -14,8 +14,9 @@ use crate::paths::WinPath;
 use crate::planned;
 use crate::security;
 use crate::state::{GuestFamily, Power, Vm, VssBehaviour, new_guid};
+use crate::templates;
 
-/// What a new VM's disk starts as. It is always a VHDX in the host.
+/// What a new VM's disk starts as; a VHDX where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskSource {
     /// The content of a file: VHDX (copied as it is), VHD or raw (converted).
@@ -25,6 +26,24 @@ pub enum DiskSource {
         /// Virtual size, rounded up to 512 bytes.
         size_bytes: u64,
     },
+    /// A fixed VHD of zeroes.
+    Vhd {
+        /// Virtual size, rounded up to 512 bytes.
+        size_bytes: u64,
+    },
+    /// A VHD set of zeroes. What is in it is a VHDX; only its name says what it is.
+    VhdSet {
+        /// Virtual size.
+        size_bytes: u64,
+    },
+    /// A disk of persistent memory, of zeroes.
+    PersistentMemory {
+        /// Virtual size.
+        size_bytes: u64,
+    },
+    /// A differencing disk of its own, whose parent is a golden image in `C:\Golden images`, made of the content of a
+    /// file as for [`DiskSource::Copy`].
+    ChildOf(PathBuf),
 }
 
 /// What a new VM is like.
@@ -54,6 +73,14 @@ pub struct VmOptions {
     pub user_snapshot_type: u16,
     /// Indices of disks that are attached as shared, and therefore cannot be part of a checkpoint.
     pub shared_disks: Vec<usize>,
+    /// Shielded: nobody sees its console or its data.
+    pub shielded: bool,
+    /// Hyper-V Replica: 0 none, 1 primary, 2 replica, 3 test replica, 4 extended replica.
+    pub replication_mode: u16,
+    /// Numbers of physical disks that are passed through; the host has as many as its options say.
+    pub physical_disks: Vec<u32>,
+    /// Has a virtual fibre channel adapter.
+    pub fibre_channel: bool,
     /// The folder; `C:\VMs\<name>` by default.
     pub folder: Option<String>,
 }
@@ -73,6 +100,10 @@ impl Default for VmOptions {
             tpm: false,
             user_snapshot_type: 3,
             shared_disks: Vec::new(),
+            shielded: false,
+            replication_mode: 0,
+            physical_disks: Vec::new(),
+            fibre_channel: false,
             folder: None,
         }
     }
@@ -104,17 +135,19 @@ impl LabHost {
             let stem = file_name_of(name);
             for (index, source) in disks.iter().enumerate() {
                 let stem = if index == 0 { stem.clone() } else { format!("{stem}-disk{index}") };
-                let file = folder.join(&format!("{stem}.vhdx"));
-                match source {
-                    DiskSource::Copy(from) => disks::import(tx.store, &file, from)?,
-                    DiskSource::Empty { size_bytes } => disks::create_empty(tx.store, &file, *size_bytes)?,
-                }
+                let file = source.make(tx, &folder, &stem)?;
                 let (controller, location) = free_location(&mut settings).ok_or_else(|| {
                     refused(format!("generation {} has no place for {} disks", options.generation, disks.len()))
                 })?;
                 let place = settings.attach(&controller, location, file, &stem);
                 let disk = settings.disks.iter_mut().find(|disk| disk.place == place).expect("just attached");
                 disk.properties.put("PersistentReservationsSupported", options.shared_disks.contains(&index));
+            }
+            for &number in &options.physical_disks {
+                let disk = objects::physical_disk_path(tx, number)
+                    .ok_or_else(|| refused(format!("the host has no physical disk {number}")))?;
+                let (controller, location) = free_location(&mut settings).ok_or_else(|| refused("no place".into()))?;
+                settings.attach_physical(&controller, location, disk.as_str());
             }
             let files: Vec<WinPath> = settings.disks.iter().map(|disk| disk.file.clone()).collect();
             let vm = Vm {
@@ -123,6 +156,7 @@ impl LabHost {
                 version: options.version.clone(),
                 guest: options.guest,
                 vss: options.vss,
+                replication_mode: options.replication_mode,
                 ..planned::new_vm(tx, id.clone(), folder, settings)
             };
             config_file::write_vm(tx.store, &vm)?;
@@ -132,6 +166,38 @@ impl LabHost {
             }
             Ok(id.clone())
         })
+    }
+}
+
+impl DiskSource {
+    /// Makes the file of a disk; gives its path.
+    pub(crate) fn make(&self, tx: &Tx<'_>, folder: &WinPath, stem: &str) -> Result<WinPath, LabError> {
+        let extension = match self {
+            Self::Copy(_) | Self::Empty { .. } | Self::ChildOf(_) => "vhdx",
+            Self::Vhd { .. } => "vhd",
+            Self::VhdSet { .. } => "vhds",
+            Self::PersistentMemory { .. } => "vhdpmem",
+        };
+        let file = folder.join(&format!("{stem}.{extension}"));
+        match self {
+            Self::Copy(from) => disks::import(tx.store, &file, from)?,
+            Self::Vhd { size_bytes } => disks::create_vhd(tx.store, &file, *size_bytes)?,
+            Self::Empty { size_bytes } | Self::VhdSet { size_bytes } | Self::PersistentMemory { size_bytes } => {
+                disks::create_empty(tx.store, &file, *size_bytes)?;
+            }
+            Self::ChildOf(from) => {
+                let golden = WinPath::new(r"C:\Golden images");
+                let parent = golden
+                    .join(&format!("{}.vhdx", file_name_of(&from.file_stem().unwrap_or_default().to_string_lossy())));
+                if !tx.store.file(&parent)?.exists() {
+                    let folder = tx.store.file(&golden)?;
+                    fs::create_dir_all(&folder).map_err(LabError::io("create", folder))?;
+                    disks::import(tx.store, &parent, from)?;
+                }
+                disks::create_child(tx.store, &file, &parent)?;
+            }
+        }
+        Ok(file)
     }
 }
 
@@ -160,6 +226,14 @@ fn configuration(tx: &Tx<'_>, name: &str, options: &VmOptions) -> Configuration 
         security.properties.put("TpmEnabled", true);
         security.properties.put("EncryptStateAndVmMigrationTraffic", true);
         security::roll(&mut settings, &tx.guardians[0]);
+    }
+    if options.shielded {
+        let security = settings.first_of_class_mut(SECURITY).expect("every VM has one");
+        security.properties.put("ShieldingRequested", true);
+        security.properties.put("DataProtectionRequested", true);
+    }
+    if options.fibre_channel {
+        settings.devices.push(templates::own("Synthetic FiberChannel Port").device(new_guid(), None));
     }
     if let Some(switch) = tx.options.switches.first() {
         let mac = format!("00155D{:06X}", tx.vms.len() + 0x10);

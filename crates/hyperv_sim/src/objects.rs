@@ -110,6 +110,12 @@ pub(crate) fn switch_name(tx: &Tx<'_>, path: &str) -> Option<String> {
     switch.get("ElementName").as_str().map(str::to_owned)
 }
 
+/// The path of a physical disk of the host.
+pub(crate) fn physical_disk_path(tx: &Tx<'_>, number: u32) -> Option<ObjectPath> {
+    let disks = instances(tx, schema().own("Msvm_DiskDrive")).into_iter();
+    disks.filter(|disk| disk.get("DriveNumber").as_u64() == Some(number.into())).find_map(|disk| disk.path)
+}
+
 fn is_here(tx: &Tx<'_>, path: &ParsedPath) -> bool {
     path.host == "." || path.host.eq_ignore_ascii_case(&tx.options.host_name)
 }

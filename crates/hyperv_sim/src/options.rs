@@ -48,10 +48,23 @@ pub struct LabOptions {
     pub memory_mib: u64,
     /// Virtual switches. A VM that is put on the host is connected to the first.
     pub switches: Vec<LabSwitch>,
+    /// The failover cluster that the host is a node of.
+    pub cluster: Option<LabCluster>,
     /// How many physical disks can be passed through.
     pub physical_disks: u32,
     /// The newest configuration version that the host can import and make.
     pub max_configuration_version: String,
+}
+
+/// A failover cluster, as one of its nodes sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabCluster {
+    /// Its name.
+    pub name: String,
+    /// 8 for Server 2012 R2, 9 for 2016, and so on.
+    pub functional_level: u32,
+    /// VMs that are roles, on whichever node: VM id, and owner node.
+    pub roles: Vec<(String, String)>,
 }
 
 /// A virtual switch.
@@ -87,6 +100,7 @@ impl Default for LabOptions {
             processors: 16,
             memory_mib: 64 << 10,
             switches: vec![LabSwitch { id: "C08CB7B8-9B3C-408E-8E30-5E16A3AEB444".into(), name: "LAN".into() }],
+            cluster: None,
             physical_disks: 0,
             max_configuration_version: "10.0".into(),
         }

@@ -106,8 +106,13 @@ mod tests {
         fs::write(folder.join("Web.vhdx"), b"x").unwrap();
 
         let found = WinPath::new(r"c:\vms\WEB.VHDX").in_sandbox(root.path()).unwrap();
-        assert_eq!(found, folder.join("Web.vhdx"));
-        assert_eq!(from_sandbox(root.path(), &found).unwrap().as_str(), r"C:\VMs\Web.vhdx");
+        assert_eq!(fs::read(&found).unwrap(), b"x");
+        // A file system without case leaves the name as it was asked for.
+        if cfg!(unix) {
+            assert_eq!(found, folder.join("Web.vhdx"));
+        }
+        let made = from_sandbox(root.path(), &folder.join("Web.vhdx")).unwrap();
+        assert_eq!(made.as_str(), r"C:\VMs\Web.vhdx");
         for path in [r"VMs\a", r"C:\..\a", r"C:\VMs\..\..\a", r"\\server\share\a", r"CC:\a", "", r"C:\\a", r"C:\.\a"] {
             assert_eq!(WinPath::new(path).in_sandbox(root.path()), None, "{path:?}");
         }

@@ -93,6 +93,8 @@ pub(crate) fn new_vm(tx: &Tx<'_>, id: String, folder: WinPath, active: Configura
         position: None,
         last_applied: None,
         merging: true,
+        storage_lost: false,
+        replication_mode: 0,
         grants: Vec::new(),
     }
 }

@@ -178,6 +178,9 @@ fn lacks_rights(tx: &Tx<'_>) -> Result<bool, LabError> {
 fn run_query(tx: &Tx<'_>, namespace: Namespace, wql: &str) -> Result<Vec<Instance>, Refusal> {
     let invalid = |why: String| Refusal::Wmi(INVALID_QUERY, why);
     let query = wql::parse(wql).map_err(invalid)?;
+    if namespace == Namespace::Cluster && tx.options.cluster.is_none() {
+        return Err(Refusal::Wmi(INVALID_NAMESPACE, format!("there is no {}", namespace.path())));
+    }
     if lacks_rights(tx)? {
         return Ok(Vec::new());
     }

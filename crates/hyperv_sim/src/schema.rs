@@ -1,7 +1,7 @@
 //! The class schema: which classes, properties and methods there are, and of which types.
 //!
 //! It is read from `schema.json`. A type is a CIM type name; `[]` behind it makes an array, `?` a parameter that may be
-//! null, `ref:Class` is a reference to an instance of that class, `embedded:Class` a string that holds one.
+//! null, a name with a dot is a property of an embedded object, `ref:Class` is a reference to an instance of that class, `embedded:Class` a string that holds one.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -81,8 +81,11 @@ impl Schema {
                 if class.keys.is_empty() {
                     class.keys.clone_from(&source.keys);
                 }
-                if source.namespace.as_deref() == Some("cimv2") {
-                    class.namespace = Namespace::Cimv2;
+                match source.namespace.as_deref() {
+                    None => {}
+                    Some("cimv2") => class.namespace = Namespace::Cimv2,
+                    Some("cluster") => class.namespace = Namespace::Cluster,
+                    Some(other) => panic!("schema.json: no namespace {other:?}"),
                 }
                 class.is_association |= source.association;
                 for (property, kind) in &source.properties {

@@ -79,6 +79,10 @@ pub(crate) struct Vm {
     pub(crate) last_applied: Option<String>,
     /// Disks are merged when a checkpoint is gone; an export can switch that off.
     pub(crate) merging: bool,
+    /// The storage of its files is gone: the critical states.
+    pub(crate) storage_lost: bool,
+    /// Hyper-V Replica: 0 none, 1 primary, 2 replica, 3 test replica, 4 extended replica.
+    pub(crate) replication_mode: u16,
     /// Files that the VM's own account may open.
     pub(crate) grants: Vec<Grant>,
 }

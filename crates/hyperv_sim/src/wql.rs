@@ -173,7 +173,12 @@ impl Tokens<'_> {
     }
 
     fn condition(&mut self) -> Result<Condition, String> {
-        let property = self.name()?;
+        let mut property = self.name()?;
+        // A property of an embedded object.
+        if let Some(rest) = self.0.strip_prefix('.') {
+            self.0 = rest;
+            property = format!("{property}.{}", self.name()?);
+        }
         if self.take_word("LIKE") {
             return match self.literal()? {
                 literal @ Literal::Text(_) => Ok(Condition { property, operator: Operator::Like, literal }),

@@ -284,6 +284,13 @@ fn what_a_host_cannot_import_can_be_built() {
     assert!(error.to_string().contains("10.0"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert_eq!((registered(&other), error.left_behind), (before, vec![]));
+
+    let made = make(&other, &saved, Way::Build, &wanted).unwrap_or_else(|e| panic!("{e}: {:?}", e.error));
+    let version = RecreateWarning::OtherVersion { was: "10.0".into(), is: "9.0".into() };
+    assert_eq!(made.warnings, [version], "although the host's Windows should run 10.0");
+    let differences = differences(&other, &saved, &made, &wanted, Way::Build);
+    assert_eq!(unexplained(&differences), Vec::<&Difference>::new());
+    other.host.start_vm(&made.vm).unwrap();
 }
 
 #[test]
@@ -505,6 +512,15 @@ fn what_else_hangs_off_a_vm_is_made_again_or_named() {
         )
         .unwrap();
     assert_eq!(client.wait(&output).1.get("JobState").as_u64(), Some(7));
+    // It boots from what came last before.
+    let mut system = client.get(path).unwrap();
+    let CimValue::Array(CimType::String, order) = system.get("BootSourceOrder").clone() else { panic!("{system:?}") };
+    assert!(order.len() >= 2, "{order:?}");
+    let order = CimValue::Array(CimType::String, order.into_iter().rev().collect());
+    system.properties.insert("BootSourceOrder".into(), order);
+    let system = CimValue::String(hyperv::cim_xml::to_text(&system).unwrap());
+    let service = client.service("Msvm_VirtualSystemManagementService");
+    client.call(&service, "ModifySystemSettings", &[("SystemSettings", system)]).unwrap();
     let saved = save(&lab);
 
     for way in [Way::Import, Way::Build] {

@@ -31,18 +31,23 @@ pub(super) fn setting_data(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput,
         DiskKind::Differencing => 4,
     };
     let path = chain.first().map_or("", WinPath::as_str);
+    let format = match info.format {
+        FileFormat::Vhd => 2,
+        _ if path.to_lowercase().ends_with(".vhds") => 4,
+        _ => 3,
+    };
     let mut builder = Builder::embedded("Msvm_VirtualHardDiskSettingData")
         .text("InstanceID", path)
         .text("ElementName", path)
         .number("Type", kind)
-        .number("Format", if info.format == FileFormat::Vhd { 2 } else { 3 })
+        .number("Format", format)
         .text("Path", path)
         .number("MaxInternalSize", disk.geometry().size_bytes)
         .number("BlockSize", info.block_bytes.into())
         .number("LogicalSectorSize", disk.geometry().logical_sector_bytes.into())
         .number("PhysicalSectorSize", disk.geometry().physical_sector_bytes.into())
         .text("VirtualDiskId", &info.virtual_disk_id.to_string().to_uppercase())
-        .flag("IsPmemCompatible", false)
+        .flag("IsPmemCompatible", path.to_lowercase().ends_with(".vhdpmem"))
         .number("PmemAddressAbstractionType", 0);
     if let (Some(parent), Some(locator)) = (chain.get(1), &info.parent) {
         builder = builder

@@ -30,13 +30,13 @@ pub(super) fn create(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, R
     }
     let recovery_exists = vm.checkpoints.iter().any(|checkpoint| checkpoint.kind == CheckpointKind::Recovery);
     let second = kind == CheckpointKind::Recovery && recovery_exists;
-    if tx.is_busy(&vm.id) || (second && !tx.options.allow_second_recovery_checkpoint) {
+    if vm.storage_lost || tx.is_busy(&vm.id) || (second && !tx.options.allow_second_recovery_checkpoint) {
         return Ok(answer(INVALID_STATE));
     }
     if kind == CheckpointKind::User && vm.active.system.number("UserSnapshotType") == 2 {
         return Ok(answer(32768));
     }
-    if vm.active.disks.iter().any(|disk| disk.is_shared()) && !ignore {
+    if vm.active.has_unsnapshottable() && !ignore {
         return Ok(answer(NOT_SUPPORTED));
     }
     let action = Action::Create { kind, consistency_level };

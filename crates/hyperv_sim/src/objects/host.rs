@@ -84,6 +84,28 @@ pub(super) fn instances(tx: &Tx<'_>, wanted: &dyn Fn(&str) -> bool) -> Vec<Insta
         }));
     }
     list.extend(cimv2(tx, wanted));
+    if let Some(cluster) = &tx.options.cluster {
+        if wanted("MSCluster_Cluster") {
+            list.push(
+                Builder::new(tx, "MSCluster_Cluster")
+                    .text("Name", &cluster.name)
+                    .number("ClusterFunctionalLevel", cluster.functional_level.into())
+                    .build(),
+            );
+        }
+        for (vm, node) in cluster.roles.iter().filter(|_| wanted("MSCluster_Resource")) {
+            list.push(
+                Builder::new(tx, "MSCluster_Resource")
+                    .text("Name", &format!("Virtual Machine {vm}"))
+                    .text("Type", "Virtual Machine")
+                    .text("OwnerNode", node)
+                    .text("OwnerGroup", vm)
+                    .number("State", 2)
+                    .text("PrivateProperties.VmID", vm)
+                    .build(),
+            );
+        }
+    }
     list
 }
 

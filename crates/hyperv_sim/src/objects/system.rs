@@ -11,7 +11,7 @@ use crate::options::ReferenceOutputs;
 use crate::state::{Action, Checkpoint, CheckpointKind, PlannedCheckpoint, Power, ReferencePoint, Vm};
 
 pub(super) fn computer_system(tx: &Tx<'_>, vm: &Vm) -> Instance {
-    let mut status = vec![2];
+    let mut status = vec![if vm.storage_lost { 3 } else { 2 }];
     let mut texts = vec!["Operating normally".to_owned()];
     if let Some((code, text)) = tx.operation(&vm.id) {
         status.push(code.into());
@@ -28,15 +28,15 @@ pub(super) fn computer_system(tx: &Tx<'_>, vm: &Vm) -> Instance {
         .date("InstallDate", vm.created_ms)
         .number("EnabledState", state)
         .number("RequestedState", requested)
-        .number("HealthState", 5)
+        .number("HealthState", if vm.storage_lost { 25 } else { 5 })
         .numbers("OperationalStatus", &status)
         .texts("StatusDescriptions", texts)
         .number("OnTimeInMilliseconds", if running { tx.now_ms.saturating_sub(vm.state_changed_ms) } else { 0 })
         .date("TimeOfLastConfigurationChange", vm.config_changed_ms)
         .date("TimeOfLastStateChange", vm.state_changed_ms)
-        .number("ReplicationState", 0)
-        .number("ReplicationMode", 0)
-        .number("ReplicationHealth", 0);
+        .number("ReplicationState", if vm.replication_mode == 0 { 0 } else { 4 })
+        .number("ReplicationMode", vm.replication_mode.into())
+        .number("ReplicationHealth", u64::from(vm.replication_mode != 0));
     if let Some(other) = other {
         builder = builder.text("OtherEnabledState", other);
     }
@@ -60,11 +60,15 @@ fn shown_state(tx: &Tx<'_>, vm: &Vm) -> (u64, Option<&'static str>, u64) {
 
 /// A stable state.
 pub(crate) fn enabled_state(vm: &Vm) -> u64 {
-    match vm.power {
-        Power::Running => 2,
-        Power::Off => 3,
-        Power::Saved => 6,
-        Power::Paused => 9,
+    match (vm.power, vm.storage_lost) {
+        (Power::Running, false) => 2,
+        (Power::Off, false) => 3,
+        (Power::Saved, false) => 6,
+        (Power::Paused, false) => 9,
+        (Power::Running, true) => 32781,
+        (Power::Off, true) => 32782,
+        (Power::Saved, true) => 32784,
+        (Power::Paused, true) => 32785,
     }
 }
 
