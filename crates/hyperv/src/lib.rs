@@ -32,6 +32,10 @@
 //! }
 //! ```
 //!
+//! A VM comes back by [`Host::import_vm`] or [`Host::build_vm`], after [`Host::preflight`] has listed every obstacle;
+//! [`Definition::differences`] tells how it differs from what was stored. [`Vm::protection`] says of any VM, before the
+//! first backup, what its backups will be.
+//!
 //! Which class, which property, which method, in which order, and what each error means is decided here, and compiled
 //! and tested on every platform. What touches the operating system is behind [`seam`]: WMI queries and calls,
 //! `virtdisk.dll`, plain files, and the clock.
@@ -39,9 +43,9 @@
 //! Left out: when to back up, what to keep, whether to fall back from application to crash consistency, which foreign
 //! checkpoints to spare, and every journal and lock. A caller holds one lock per VM around everything that changes it.
 //!
-//! Read `host.rs`, then `inventory.rs`, `checkpoint.rs`, `frozen.rs` and `reference_point.rs`; `job.rs` is how
-//! every method call ends. Source of all facts: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references; "spec" in
-//! comments is the project's digest of them, `hyperv.md`.
+//! Read `host.rs`, then `inventory.rs`, `checkpoint.rs`, `frozen.rs` and `reference_point.rs`, then `recreate/`; `job.rs`
+//! is how every method call ends. Source of all facts: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references;
+//! "spec" in comments is the project's digest of them, `hyperv.md`.
 
 pub mod seam;
 #[cfg(any(windows, test))]

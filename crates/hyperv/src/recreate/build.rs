@@ -1,6 +1,7 @@
 //! Path 2: building the VM from its stored settings (spec 6.4).
 
 use crate::inventory::{MEMORY, PROCESSORS, SECURITY, SETTINGS};
+use crate::job::Ended;
 use crate::seam::{CimType, CimValue, Instance, ObjectPath};
 use crate::{CreateError, Definition, Error, Host, Vm, VmId, cim_xml};
 
@@ -56,7 +57,7 @@ impl Host {
         let former = Former::of(attempt, definition)?;
         let bench = Workbench::new(self, attempt, wanted)?;
         let before = self.systems(attempt, VM)?;
-        let mut build = Build { bench: &bench, former: &former, moved: Vec::new(), warnings: Vec::new() };
+        let build = Build { bench: &bench, former: &former, moved: Vec::new(), warnings: Vec::new() };
         let is_ours = |system: &Instance| system.get("ElementName").as_str() == Some(&wanted.name);
         let made = build.define().and_then(|ended| bench.made_system(VM, "ResultingSystem", &before, ended, is_ours));
         let system = match made {
@@ -107,26 +108,34 @@ impl Build<'_> {
         self.note_what_is_not_built();
         let vm: Option<Vm> = bench.host.vm(&id)?;
         let vm = vm.ok_or_else(|| bench.missing(format!("the new VM {id}")))?;
+        let (was, is) = (&self.former.definition.summary.configuration_version, &vm.configuration_version);
+        if was != is {
+            self.warnings.push(RecreateWarning::OtherVersion { was: was.clone(), is: is.clone() });
+        }
         Ok(Recreated { vm, warnings: self.warnings })
     }
 
-    /// `DefineSystem`, with as little as makes a VM of the right generation in the right place.
-    fn define(&mut self) -> Result<crate::job::Ended, Error> {
+    /// `DefineSystem`, with as little as makes a VM of the right generation in the right place. A version that the host
+    /// is not known to run, or refuses, is left out: the host then takes its default.
+    fn define(&self) -> Result<Ended, Error> {
+        let was = &self.former.definition.summary.configuration_version;
+        let versions = self.bench.host.windows_version();
+        let versions = versions.and_then(|version| ConfigurationVersions::of_windows(&version));
+        if versions.is_some_and(|versions| versions.runs(was)) {
+            match self.define_as(Some(was)) {
+                Err(Error::Refused { .. } | Error::JobFailed { .. }) => {}
+                other => return other,
+            }
+        }
+        self.define_as(None)
+    }
+
+    fn define_as(&self, version: Option<&str>) -> Result<Ended, Error> {
         let bench = self.bench;
         let known = bench.host.class_properties(bench.attempt, SETTINGS)?.unwrap_or_default();
         let mut properties = bench.names_and_roots(&known);
-        let sub_type = self.former.system.get("VirtualSystemSubType");
-        if !sub_type.is_null() {
-            properties.push(("VirtualSystemSubType", sub_type.clone()));
-        }
-        let was = &self.former.definition.summary.configuration_version;
-        match self.host_versions() {
-            Some(versions) if versions.runs(was) => {
-                properties.push(("Version", CimValue::String(was.clone())));
-            }
-            // Without a version the host takes its default, which it can run.
-            _ => self.warnings.push(RecreateWarning::OtherVersion { was: was.clone(), is: None }),
-        }
+        properties.push(("VirtualSystemSubType", self.former.system.get("VirtualSystemSubType").clone()));
+        properties.extend(version.map(|version| ("Version", CimValue::String(version.to_owned()))));
         let empty = Instance { class: SETTINGS.to_owned(), path: None, properties: Default::default() };
         let parameters = [
             ("SystemSettings", bench.text(&cim_xml::changed(&empty, properties))?),
@@ -134,10 +143,6 @@ impl Build<'_> {
             ("ReferenceConfiguration", CimValue::Null),
         ];
         bench.run("define it", "DefineSystem", &parameters)
-    }
-
-    fn host_versions(&self) -> Option<ConfigurationVersions> {
-        ConfigurationVersions::of_windows(&self.bench.host.windows_version()?)
     }
 
     fn set_system(&mut self, settings: &ObjectPath) -> Result<(), Error> {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::Definition;
 use crate::definition::Setting;
+use crate::{Definition, slot_part};
 
+use super::firmware::boot_source;
 use super::{MacChoice, Recreation, Way};
 
 /// One setting that differs.
@@ -142,6 +143,9 @@ impl Report<'_> {
         let version_why = if self.way == Way::Build { Why::GivenByHost } else { Why::Unexplained };
         self.compare("configuration version".into(), text(version), text(version_now), version_why);
         self.properties("system", &was.system, &now.system);
+        let left_out = was.disks.iter().any(|disk| self.wanted.disk_for(&disk.instance_id).is_none());
+        let order_why = if left_out { Why::Wanted } else { Why::Unexplained };
+        self.compare("boot order".into(), boot_order(was), boot_order(now), order_why);
     }
 
     /// The properties of two instances that are the same thing before and now.
@@ -281,6 +285,27 @@ fn switch_of(definition: &Definition, adapter: &Setting) -> Option<String> {
     let resource = value(connection, "HostResource").unwrap_or_default().to_lowercase();
     let named = definition.host.switches.iter().find(|(id, _)| resource.contains(&id.to_lowercase()));
     named.map(|(_, name)| name.clone()).or_else(|| value(connection, "LastKnownSwitchName"))
+}
+
+/// The boot order of a generation 2 VM in words that do not depend on the identities of its devices.
+fn boot_order(definition: &Definition) -> Option<String> {
+    let entries = definition.system.properties.get("BootSourceOrder")?.value.as_array()?;
+    let named = entries.iter().filter_map(|entry| entry.as_str()).map(|entry| {
+        let source = boot_source(entry);
+        let device = slot_part(source.strip_suffix(r"\b").unwrap_or(&source));
+        let disk = definition.disks.iter().find(|disk| {
+            let medium = slot_part(&disk.instance_id).to_lowercase();
+            medium.strip_suffix(r"\l").is_some_and(|place| device.strip_suffix(r"\d") == Some(place))
+        });
+        let adapter = || {
+            let id = |adapter: &Adapter<'_>| value(adapter.setting, "InstanceID").unwrap_or_default().to_lowercase();
+            let mut all = adapters(definition).into_iter();
+            all.find(|(_, adapter)| slot_part(&id(adapter)) == device).map(|(name, _)| name)
+        };
+        let slot = disk.and_then(|disk| disk.slot.clone());
+        slot.or_else(adapter).unwrap_or_else(|| "another device".to_owned())
+    });
+    Some(named.collect::<Vec<_>>().join(", "))
 }
 
 fn one<'a>(definition: &'a Definition, class: &str) -> Option<&'a Setting> {

@@ -96,7 +96,7 @@ fn entries(system: &Instance) -> Vec<&str> {
 }
 
 /// The `InstanceID` in a reference to a boot source, in lower case, without the doubling of backslashes in a path.
-fn boot_source(entry: &str) -> String {
+pub(super) fn boot_source(entry: &str) -> String {
     let key = entry.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"')).map_or(entry, |(key, _)| key);
     key.replace(r"\\", r"\").to_ascii_lowercase()
 }

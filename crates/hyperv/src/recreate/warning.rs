@@ -51,8 +51,8 @@ pub enum RecreateWarning {
     OtherVersion {
         /// Before.
         was: String,
-        /// Now; `None` for the default of the host.
-        is: Option<String>,
+        /// Now.
+        is: String,
     },
     /// The VM has a virtual TPM, made under the key protector of another host.
     TpmOfOtherHost {
@@ -98,12 +98,7 @@ impl fmt::Display for RecreateWarning {
             Self::IdNotKept => f.write_str(
                 "The VM has a new id, because its former one could not be given to it; its next backup starts a new series.",
             ),
-            Self::OtherVersion { was, is: Some(is) } => {
-                write!(f, "The configuration version is {is} instead of {was}.")
-            }
-            Self::OtherVersion { was, is: None } => {
-                write!(f, "The configuration version is this host's default instead of {was}.")
-            }
+            Self::OtherVersion { was, is } => write!(f, "The configuration version is {is} instead of {was}."),
             Self::TpmOfOtherHost { host } => write!(
                 f,
                 "The virtual TPM was made on {host:?}; if this host lacks that host's guardian certificates, the VM does not start until they are imported."
