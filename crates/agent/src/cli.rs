@@ -13,6 +13,8 @@ use crate::units::{parse_duration, parse_size};
 #[derive(Debug, Parser)]
 #[command(
     name = "e3-backup-agent",
+    // On Windows too, where the file has an extension.
+    bin_name = "e3-backup-agent",
     version,
     disable_help_subcommand = true,
     propagate_version = true,
@@ -294,6 +296,16 @@ Examples:
   e3-backup-agent vm list --host lab:./lab
   e3-backup-agent vm list --host lab:./lab --json")]
     List,
+    /// One virtual machine: its disks, how it can be backed up, and what to know before
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent vm show DC01
+  e3-backup-agent vm show F37E254E-7426-46AA-A13D-86E83D09C34B
+  e3-backup-agent vm show DC01 --json")]
+    Show {
+        /// Name or id
+        vm: String,
+    },
 }
 
 const BACKUP_EXAMPLES: &str = "\

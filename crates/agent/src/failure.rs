@@ -44,7 +44,12 @@ impl Failure {
         let mut causes: Vec<String> = chain(error).map(ToString::to_string).collect();
         // Errors that pass another one on speak with its words.
         causes.dedup();
-        Self { causes, ..Self::new(what, on, code_of(error), chain_text(error)) }
+        let mut failure = Self { causes, ..Self::new(what, on, code_of(error), chain_text(error)) };
+        // What is known of the host's very code goes before what its kind suggests.
+        if let Some(advice) = chain(error).find_map(host_advice) {
+            failure.steps.insert(0, advice.to_owned());
+        }
+        failure
     }
 
     /// The same with other steps.
@@ -301,6 +306,11 @@ fn own_code(error: &(dyn Error + 'static)) -> Option<Code> {
         };
     }
     error.downcast_ref::<io::Error>().and_then(of_io)
+}
+
+fn host_advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let of_create = unboxed::<hyperv::CreateError>(error).and_then(hyperv::CreateError::advice);
+    of_create.or_else(|| unboxed::<hyperv::Error>(error).and_then(hyperv::Error::advice))
 }
 
 /// A cause that an enum keeps in a box shows as the box.

@@ -28,6 +28,7 @@ fn documents_have_the_fields_that_are_documented() {
     check("lab add-vm", &desk.json(0, ["lab", "add-vm", "lab", "DC01", "--disk", "d.raw"]));
     check("lab write", &desk.json(0, ["lab", "write", "lab", "DC01", "--mib", "1"]));
     check("vm list", &desk.json(0, ["vm", "list"]));
+    check("vm show", &desk.json(0, ["vm", "show", "DC01"]));
     let backup = finish(desk.command(["backup", "DC01"]).arg("--json")).json_lines();
     check("backup, each VM", &backup[0]);
     check("backup", &backup[1]);
@@ -44,11 +45,26 @@ fn documents_have_the_fields_that_are_documented() {
     check("snapshot restore", &desk.json(0, ["snapshot", "restore", id, "--to", "out"]));
     check("vhd info", &desk.json(0, ["vhd", "info", "a.vhdx"]));
     check("vhd convert", &desk.json(0, ["vhd", "convert", "a.vhdx", "a.raw"]));
+    std::fs::write(desk.path("config.toml"), "[[job]]\nname = \"nightly\"\nat = \"22:00\"\n").unwrap();
+    check("service status", &status_of_an_agent(&desk));
     check("version", &desk.json(0, ["version"]));
     check("error", &desk.json(6, ["points", "show", "zz"]));
 
     let all: BTreeSet<String> = documented.keys().cloned().collect();
     assert_eq!(seen, all, "every documented document was compared");
+}
+
+/// As soon as an agent has looked at its jobs.
+fn status_of_an_agent(desk: &Desk) -> Value {
+    let mut agent = desk.command(["run"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let status = (0..1000).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let run = desk.run(["service", "status", "--json"]);
+        (run.exit == Some(0)).then(|| run.json()).filter(|status| status["jobs"]["nightly"]["due"].is_string())
+    });
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    status.expect("an agent that runs")
 }
 
 /// The JSON block under each heading.

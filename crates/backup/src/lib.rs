@@ -38,8 +38,8 @@ pub use error::{BackupError, SelectError};
 pub use hyperv::Cancel;
 pub use observer::{Event, Observer, Silent};
 pub use point::{
-    AbsentDisk, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER, list_points,
-    select_point,
+    AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
+    list_points, select_point,
 };
 pub use restore::{RestoreReport, TargetFormat, restore_disk};
 pub use run::{

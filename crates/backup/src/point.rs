@@ -55,6 +55,9 @@ pub struct PointDescription {
     /// Why it is less than asked, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency_reason: Option<String>,
+    /// What the guest was then: applications are frozen in Windows, file systems elsewhere.
+    #[serde(default)]
+    pub guest_family: GuestFamily,
     /// The reference point that tracking continues from, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_point: Option<String>,
@@ -71,6 +74,41 @@ pub struct PointDescription {
     pub absent_disks: Vec<AbsentDisk>,
     /// Program version.
     pub program: String,
+}
+
+impl PointDescription {
+    /// The consistency reached, for people: what was frozen in the guest (spec hyperv 2.4).
+    pub fn consistency_in_words(&self) -> &'static str {
+        match (self.consistency, self.guest_family) {
+            (Consistency::Application, GuestFamily::Windows) => "application-consistent",
+            (Consistency::Application, _) => "file-system-consistent",
+            (Consistency::Crash, _) => "crash-consistent",
+            (Consistency::Offline, _) => "the VM was off",
+        }
+    }
+}
+
+/// The guest's operating system, as it said itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestFamily {
+    /// Windows.
+    Windows,
+    /// Something else, mostly Linux.
+    Other,
+    /// It did not say.
+    #[default]
+    Unknown,
+}
+
+impl From<hyperv::GuestFamily> for GuestFamily {
+    fn from(family: hyperv::GuestFamily) -> Self {
+        match family {
+            hyperv::GuestFamily::Windows => Self::Windows,
+            hyperv::GuestFamily::Other => Self::Other,
+            hyperv::GuestFamily::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// A disk in a point.

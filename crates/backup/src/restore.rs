@@ -285,6 +285,9 @@ impl Output {
             .truncate(true)
             .open(&working)
             .map_err(|source| BackupError::Target { path: working.display().to_string(), source })?;
+        if format == TargetFormat::Raw {
+            allow_holes(&file);
+        }
         let output = Self { file, target: target.into(), working, device: false };
         if let Err(error) = output.file.set_len(len_bytes) {
             let error = output.failed(error);
@@ -338,8 +341,19 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Not asked: a full volume is then found while writing.
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
-    None
+#[cfg(windows)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    use hyperv::seam::HostFiles;
+    hyperv::windows::WindowsFiles.free_bytes(folder.to_str()?).ok()
 }
+
+/// A raw disk that is mostly empty takes little space, as on other systems.
+#[cfg(windows)]
+fn allow_holes(file: &File) {
+    // A volume that knows no holes takes the zeroes.
+    let _ = hyperv::windows::mark_sparse(file);
+}
+
+/// Whatever is not written is a hole.
+#[cfg(not(windows))]
+fn allow_holes(_: &File) {}

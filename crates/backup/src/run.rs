@@ -53,8 +53,7 @@ pub fn new_run_id() -> String {
 pub fn back_up_vm(context: &BackupContext<'_>, vm: &Vm, run_id: &str) -> Result<VmReport, BackupError> {
     let _lock = context.state.lock_vm(vm.id.as_str(), &vm.name)?;
     let journal = context.state.journal(vm.id.as_str())?;
-    let mut run =
-        Run { context, run_id, warnings: Vec::new(), journal, user_checkpoints: UserCheckpoints::default() };
+    let mut run = Run { context, run_id, warnings: Vec::new(), journal, user_checkpoints: UserCheckpoints::default() };
     run.phase(&vm.name, "looking at the host");
     let vm = &run.wait_until_idle(vm)?;
     let recovered = recovery::recover(context, vm, &mut run.journal)?;

@@ -24,6 +24,7 @@ pub(crate) fn point_description() -> PointDescription {
         consistency_asked: Consistency::Application,
         consistency: Consistency::Application,
         consistency_reason: None,
+        guest_family: crate::point::GuestFamily::Windows,
         reference_point: Some("rp".into()),
         user_checkpoints: vec!["clean".into()],
         last_applied_checkpoint: None,

@@ -140,7 +140,7 @@ fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Out
                 context.time(description.stored)
             ),
         ),
-        ("consistency", description.consistency.to_string()),
+        ("consistency", description.consistency_in_words().to_owned()),
     ];
     if let Some(reason) = &description.consistency_reason {
         facts.push(("because", reason.clone()));
@@ -239,6 +239,7 @@ impl Listed {
             "mode": read_text(description),
             "consistency": description.consistency,
             "consistency_reason": description.consistency_reason,
+            "guest_family": description.guest_family,
             "changed_bytes": sum(|disk| disk.changed_bytes),
             "read_bytes": sum(|disk| disk.read_bytes),
             "stored_bytes": description.stored_bytes,

@@ -1,6 +1,7 @@
-//! `vm list`.
+//! `vm list`, `vm show`.
 
-use hyperv::{Exclusion, TrackingSupport, Vm, VmState, VssReadiness};
+use backup::GuestFamily;
+use hyperv::{Exclusion, Protection, TrackingSupport, Vm, VmState, VssReadiness};
 use serde_json::{Value, json};
 
 use crate::cli::VmCommand;
@@ -8,12 +9,13 @@ use crate::context::Context;
 use crate::failure::{Attempt as _, Failure};
 use crate::outcome::Outcome;
 use crate::output::{Align, Table, json_document, line, note};
-use crate::units::size;
+use crate::units::{size, visible};
 
 /// `vm …`
 pub fn run(context: &Context, command: VmCommand) -> Result<Outcome, Failure> {
     match command {
         VmCommand::List => list(context),
+        VmCommand::Show { vm } => show(context, &vm),
     }
 }
 
@@ -55,25 +57,64 @@ fn list(context: &Context) -> Result<Outcome, Failure> {
     Ok(Outcome::DONE)
 }
 
-/// What a backup would meet, as far as the inventory tells.
+fn show(context: &Context, selector: &str) -> Result<Outcome, Failure> {
+    let host = context.host()?;
+    let vm = host.host.find_vm(selector).attempt(format!("show {selector}"), &*host.name)?;
+    if context.global.json {
+        json_document(&json!({ "host": host.name, "vm": vm_json(&vm) }));
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        line(vm.id.as_str());
+        return Ok(Outcome::DONE);
+    }
+    let guest = vm.guest.os_name.as_deref().unwrap_or("does not say what it is");
+    for (name, value) in [
+        ("vm", format!("{} ({})", vm.name, vm.id)),
+        ("host", host.name.clone()),
+        ("state", state_name(&vm.state).to_owned()),
+        ("generation", format!("{}, configuration version {}", vm.generation, vm.configuration_version)),
+        ("guest", guest.to_owned()),
+        ("backup", vm.protection().to_string()),
+    ] {
+        line(&format!("{name:<12} {}", visible(&value)));
+    }
+    for caution in vm.cautions() {
+        line(&format!("{:<12} {}", "note", visible(&caution.to_string())));
+    }
+    line("");
+    let mut table =
+        Table::new(&[("DISK", Align::Right), ("SLOT", Align::Left), ("SIZE", Align::Right), ("FILE", Align::Left)]);
+    for (number, disk) in vm.disks.iter().enumerate() {
+        table.row(vec![number.to_string(), disk.slot.to_string(), size(disk.size_bytes), disk.path.clone()]);
+    }
+    table.print();
+    Ok(Outcome::DONE)
+}
+
+/// How it can be backed up, in a word or two; `vm show` says why.
 fn backup_text(vm: &Vm) -> String {
-    if let Some(disk) = vm.unreadable_disks.first() {
-        return format!("no: {} cannot be read", hyperv::file_name(&disk.path));
-    }
-    if vm.disks.is_empty() {
-        return "no: no disk that can be frozen".into();
-    }
-    if matches!(vm.state, VmState::Critical(_)) {
-        return "no: its storage is lost".into();
-    }
-    let mut text = match vm.disks.iter().all(|disk| disk.tracking == TrackingSupport::Supported) {
-        true => "incremental".to_owned(),
-        false => "always full".to_owned(),
+    let mut text = match vm.protection() {
+        Protection::Incremental { full_each_time } if full_each_time.is_empty() => "incremental".to_owned(),
+        Protection::Incremental { full_each_time } => {
+            format!("incremental, {} of {} disks always full", full_each_time.len(), vm.disks.len())
+        }
+        Protection::FullOnly(_) => "always full".to_owned(),
+        Protection::Impossible(_) => return "impossible".to_owned(),
     };
     if !vm.excluded_disks.is_empty() {
-        text += &format!(", {} disks left out", vm.excluded_disks.len());
+        text += &format!(", {} left out", vm.excluded_disks.len());
     }
     text
+}
+
+/// As scripts see it.
+fn protection_name(protection: &Protection) -> &'static str {
+    match protection {
+        Protection::Incremental { .. } => "incremental",
+        Protection::FullOnly(_) => "full_only",
+        Protection::Impossible(_) => "impossible",
+    }
 }
 
 fn vm_json(vm: &Vm) -> Value {
@@ -99,7 +140,13 @@ fn vm_json(vm: &Vm) -> Value {
         .collect();
     let unreadable: Vec<Value> =
         vm.unreadable_disks.iter().map(|disk| json!({ "path": disk.path, "problem": disk.problem })).collect();
+    let protection = vm.protection();
     json!({
+        "protection": protection_name(&protection),
+        "protection_text": protection.to_string(),
+        "cautions": vm.cautions().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "guest_family": GuestFamily::from(vm.guest.family),
+        "guest_os": vm.guest.os_name,
         "vm_id": vm.id.to_string(),
         "vm_name": vm.name,
         "state": state_name(&vm.state),

@@ -85,6 +85,7 @@ impl Run<'_> {
             consistency_asked: asked,
             consistency,
             consistency_reason,
+            guest_family: vm.guest.family.into(),
             reference_point: None,
             user_checkpoints: self.user_checkpoints.ids.clone(),
             last_applied_checkpoint: self.user_checkpoints.last_applied.clone(),
