@@ -7,6 +7,7 @@ mod support;
 mod changes;
 mod consistency;
 mod foreign;
+mod kinds;
 mod names;
 mod restarts;
 mod stops;
