@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use windows::Win32::Foundation::{E_NOINTERFACE, VARIANT_BOOL};
+use windows::Win32::Foundation::{E_NOINTERFACE, SysAllocStringLen, VARIANT_BOOL};
 use windows::Win32::System::Com::{
     CLSCTX_INPROC_SERVER, COINIT_MULTITHREADED, CoCreateInstance, CoInitializeEx, CoInitializeSecurity,
     CoSetProxyBlanket, CoUninitialize, EOAC_NONE, EOAC_STATIC_CLOAKING, RPC_C_AUTHN_LEVEL_PKT_PRIVACY,
@@ -417,7 +417,7 @@ pub(super) fn to_variant(value: &Automation) -> Result<VARIANT, Failure> {
         Automation::U8(value) => VARIANT::from(*value),
         Automation::I16(value) => VARIANT::from(*value),
         Automation::I32(value) => VARIANT::from(*value),
-        Automation::Text(text) => VARIANT::from(BSTR::from(text.as_str())),
+        Automation::Text(text) => VARIANT::from(to_bstr(text)),
         Automation::Array(element, values) => make_array(*element, values)?,
         other => return Err(not_sent(other)),
     })
@@ -443,7 +443,7 @@ fn make_array(element: ElementType, values: &[Automation]) -> Result<VARIANT, Fa
     let variant = with_type(VARENUM(VT_ARRAY.0 | vt.0), VARIANT_0_0_0 { parray: array });
     for (index, value) in (0i32..).zip(values) {
         // SAFETY: the array is alive, the index within its bounds, and in each arm what is put has the array's type: it
-        // is copied. A string is put by the pointer that a BSTR is.
+        // is copied. A string is put by the pointer that a BSTR is, which is then freed as it was made.
         let put = unsafe {
             match (element, value) {
                 (ElementType::Bool, Automation::Bool(value)) => {
@@ -460,8 +460,10 @@ fn make_array(element: ElementType, values: &[Automation]) -> Result<VARIANT, Fa
                     SafeArrayPutElement(array, &raw const index, std::ptr::from_ref(value).cast())
                 }
                 (ElementType::Text, Automation::Text(text)) => {
-                    let text = BSTR::from(text.as_str());
-                    SafeArrayPutElement(array, &raw const index, text.as_ptr().cast())
+                    let text = to_bstr(text).into_raw();
+                    let put = SafeArrayPutElement(array, &raw const index, text.cast());
+                    drop(BSTR::from_raw(text));
+                    put
                 }
                 (_, other) => return Err(not_sent(other)),
             }
@@ -469,6 +471,13 @@ fn make_array(element: ElementType, values: &[Automation]) -> Result<VARIANT, Fa
         put.map_err(failure)?;
     }
     Ok(variant)
+}
+
+/// A string that is never null: an empty one must not pass for none.
+fn to_bstr(text: &str) -> BSTR {
+    let units: Vec<u16> = text.encode_utf16().collect();
+    // SAFETY: copies the units that it is given.
+    unsafe { SysAllocStringLen(Some(&units)) }
 }
 
 fn with_type(vt: VARENUM, value: VARIANT_0_0_0) -> VARIANT {

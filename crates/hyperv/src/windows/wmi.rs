@@ -37,7 +37,12 @@ impl Default for WmiCom {
 impl WmiCom {
     /// Connects when it is first asked.
     pub fn new() -> Self {
-        Self { workers: Workers::new(MOST_THREADS, Connections::default) }
+        Self::with_threads(MOST_THREADS)
+    }
+
+    /// The same with so many threads at most.
+    pub fn with_threads(most: usize) -> Self {
+        Self { workers: Workers::new(most.max(1), Connections::default) }
     }
 
     /// Subscribes to the events of a WQL event query such as `SELECT * FROM __InstanceModificationEvent WITHIN 2 WHERE
