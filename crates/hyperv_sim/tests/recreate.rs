@@ -135,6 +135,12 @@ fn connections(lab: &Lab, made: &Recreated) -> Vec<String> {
         .collect()
 }
 
+/// How many devices of a sub type there are.
+fn count(definition: &Definition, sub_type: &str) -> usize {
+    let instances = definition.settings.iter().map(|setting| setting.to_instance().unwrap());
+    instances.filter(|setting| setting.get("ResourceSubType").as_str() == Some(sub_type)).count()
+}
+
 fn passed(obstacles: &[Obstacle]) -> Vec<ObstacleCode> {
     obstacles.iter().filter(|one| one.severity == Severity::Passed).map(|one| one.code).collect()
 }
@@ -404,6 +410,8 @@ fn a_disk_left_out_takes_its_drive_with_it() {
         );
         let slots: Vec<_> = made.vm.disks.iter().map(|disk| disk.slot.to_string()).collect();
         assert_eq!(slots, [saved.definition.disks[1].slot.clone().unwrap()], "{way:?}: the other keeps its slot");
+        let now = lab.host.capture_definition(&made.vm).unwrap();
+        assert_eq!(count(&now, "Microsoft:Hyper-V:Synthetic Disk Drive"), 1, "{way:?}: the drive went, too");
         let differences = differences(&lab, &saved, &made, &wanted, way);
         assert_eq!(unexplained(&differences), Vec::<&Difference>::new(), "{way:?}");
 
@@ -414,6 +422,35 @@ fn a_disk_left_out_takes_its_drive_with_it() {
         assert!(error.to_string().contains("never had"), "{way:?}: {error}");
         let obstacles = lab.host.preflight(&saved.definition, &wanted, way).unwrap();
         assert_eq!(found(&obstacles, Severity::Block), [ObstacleCode::DiskFiles], "{way:?}: {obstacles:?}");
+    }
+}
+
+#[test]
+fn what_only_the_former_host_could_give_is_named() {
+    let first = lab(LabOptions { physical_disks: 1, ..LabOptions::default() });
+    add_web(&first, VmOptions { physical_disks: vec![0], fibre_channel: true, ..VmOptions::default() });
+    let saved = save(&first);
+    let other = lab(LabOptions { host_name: "OTHER".into(), ..LabOptions::default() });
+    let wanted = Recreation::as_copy("copy", DIRECTORY, write_disks(&other, &saved));
+    for way in [Way::Import, Way::Build] {
+        let obstacles = other.host.preflight(&saved.definition, &wanted, way).unwrap();
+        assert_eq!(found(&obstacles, Severity::Block), [], "{way:?}: {obstacles:?}");
+        let decide = found(&obstacles, Severity::Decide);
+        assert_eq!(
+            decide,
+            [ObstacleCode::DisksLeftOut, ObstacleCode::Devices, ObstacleCode::Devices],
+            "{way:?}: {obstacles:?}"
+        );
+        let made = make(&other, &saved, way, &wanted).unwrap_or_else(|e| panic!("{way:?}: {e}: {:?}", e.error));
+        let left_out = |warning: &RecreateWarning| matches!(warning, RecreateWarning::DiskLeftOut { why, .. } if why.contains("physical disk"));
+        assert_eq!(made.warnings.iter().filter(|warning| left_out(warning)).count(), 1, "{way:?}: {:?}", made.warnings);
+        let not_built = made.warnings.iter().any(|one| matches!(one, RecreateWarning::DeviceNotBuilt { .. }));
+        assert_eq!(not_built, way == Way::Build, "{way:?}: {:?}", made.warnings);
+        let differences = differences(&other, &saved, &made, &wanted, way);
+        assert_eq!(unexplained(&differences), Vec::<&Difference>::new(), "{way:?}");
+        other.host.start_vm(&made.vm).unwrap_or_else(|e| panic!("{way:?}: {e}"));
+        other.host.turn_off_vm(&made.vm).unwrap();
+        other.host.remove_vm(&made.vm.path).unwrap();
     }
 }
 
@@ -512,6 +549,14 @@ fn what_else_hangs_off_a_vm_is_made_again_or_named() {
         )
         .unwrap();
     assert_eq!(client.wait(&output).1.get("JobState").as_u64(), Some(7));
+    // Its clock is its own.
+    let time = client.associated(path, "Msvm_VirtualSystemSettingDataComponent", "Msvm_TimeSyncComponentSettingData");
+    let mut time = time[0].clone();
+    time.properties.insert("EnabledState".into(), CimValue::Uint16(3));
+    let time = texts(&[&hyperv::cim_xml::to_text(&time).unwrap()]);
+    let service = client.service("Msvm_VirtualSystemManagementService");
+    let output = client.call(&service, "ModifyResourceSettings", &[("ResourceSettings", time)]).unwrap();
+    assert_eq!(client.wait(&output).1.get("JobState").as_u64(), Some(7));
     // It boots from what came last before.
     let mut system = client.get(path).unwrap();
     let CimValue::Array(CimType::String, order) = system.get("BootSourceOrder").clone() else { panic!("{system:?}") };
@@ -519,7 +564,6 @@ fn what_else_hangs_off_a_vm_is_made_again_or_named() {
     let order = CimValue::Array(CimType::String, order.into_iter().rev().collect());
     system.properties.insert("BootSourceOrder".into(), order);
     let system = CimValue::String(hyperv::cim_xml::to_text(&system).unwrap());
-    let service = client.service("Msvm_VirtualSystemManagementService");
     client.call(&service, "ModifySystemSettings", &[("SystemSettings", system)]).unwrap();
     let saved = save(&lab);
 
