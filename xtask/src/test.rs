@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change is accepted.
 
 use std::env;
+use std::fs;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -47,10 +48,26 @@ fn commands(workspace: &Workspace, options: &Options) -> Result<Vec<Command>> {
     if options.long {
         test.arg("--include-ignored");
     }
+    // Each process of the run writes down which names of the Hyper-V seam it used; all of them together are then
+    // compared with the list whose every name a test has changed.
+    let names = workspace.target.join("seam-names");
+    if names.exists() {
+        fs::remove_dir_all(&names).with_context(|| format!("delete {}", names.display()))?;
+    }
+    test.env("HYPERV_SIM_RECORD", &names);
+    let mut used = cargo("test --package hyperv_sim --test every_name a_whole_run -- --show-output");
+    used.env("HYPERV_SIM_RECORDED", &names);
     let mut doc = cargo("doc --workspace --no-deps");
     doc.env("RUSTDOCFLAGS", "-D warnings");
     // The Windows half has its own toolchain and its own summary; its lines count here too.
     let mut windows = Command::new(env::current_exe().context("find this program")?);
     windows.arg("windows").args(options.offline.then_some("--offline"));
-    Ok(vec![cargo("fmt --all --check"), cargo("clippy --workspace --all-targets -- -D warnings"), test, doc, windows])
+    Ok(vec![
+        cargo("fmt --all --check"),
+        cargo("clippy --workspace --all-targets -- -D warnings"),
+        test,
+        used,
+        doc,
+        windows,
+    ])
 }

@@ -32,5 +32,5 @@ pub(crate) fn denied<'a>(tx: &Tx<'_>, vm: &Vm, files: &'a [WinPath]) -> Option<&
 
 fn number_of(tx: &Tx<'_>, file: &WinPath) -> Option<u64> {
     let file = file.in_sandbox(tx.store.root())?;
-    file.metadata().ok().map(|facts| file_number(&facts))
+    file_number(&file, &file.metadata().ok()?).ok()
 }

@@ -14,6 +14,7 @@ use crate::faults::{self, Fault};
 use crate::files::LabFiles;
 use crate::jobs;
 use crate::merge;
+use crate::names::NamedWmi;
 use crate::options::LabOptions;
 use crate::paths::WinPath;
 use crate::provider::LabWmi;
@@ -66,8 +67,14 @@ impl LabHost {
         Ok(Arc::new(Self { store, clock: Arc::new(clock), fault_counts: FaultCounts::default() }))
     }
 
-    /// What the program under test is given.
+    /// What the program under test is given. The names it uses are checked against the list of those it is known to use.
     pub fn seam(self: &Arc<Self>) -> Seam {
+        let seam = self.plain_seam();
+        Seam { wmi: Arc::new(NamedWmi::new(seam.wmi)), ..seam }
+    }
+
+    /// A seam for clients that are not the program under test: nobody notes the names they use.
+    pub fn plain_seam(self: &Arc<Self>) -> Seam {
         Seam {
             wmi: Arc::new(LabWmi::new(self.clone())),
             virt_disk: Arc::new(LabVirtDisk::new(self.clone())),

@@ -7,7 +7,8 @@
 //! A use flows like this: [`LabHost::create`] makes the folder, [`LabHost::add_vm`] puts a machine in it, and
 //! [`LabHost::seam`] is handed to the program under test, in this process or (by [`LabHost::open`]) in another one.
 //! Between its calls the test plays the guests and the administrator: [`LabHost::guest_write`],
-//! [`LabHost::create_user_checkpoint`], [`LabHost::inject`].
+//! [`LabHost::create_user_checkpoint`], [`LabHost::inject`]. A guest may also be real: [`LabHost::attach_guest`] gives a
+//! process, QEMU for instance, the live disks of a VM.
 //!
 //! The whole state is one file, `host.json`, committed before a call returns. Nothing runs in the background: jobs and
 //! merges are due at instants of the host's clock, and whoever calls next carries out what has become due. So a program
@@ -45,6 +46,7 @@ mod host;
 mod jobs;
 mod merge;
 mod methods;
+mod names;
 mod new_vm;
 mod object_path;
 mod objects;
@@ -76,6 +78,7 @@ pub use error::LabError;
 pub use faults::{Fault, RestartPhase};
 pub use guest::{GuestWrites, Spread};
 pub use host::LabHost;
+pub use names::PRODUCT_NAMES;
 pub use new_vm::{DiskSource, VmOptions};
 pub use options::{
     AfterApply, AfterMove, ClockKind, JobStyle, LabCluster, LabOptions, LabSwitch, MarkerRetention, ReferenceOutputs,

@@ -186,13 +186,18 @@ fn run_query(tx: &Tx<'_>, namespace: Namespace, wql: &str) -> Result<Vec<Instanc
     }
     match query {
         Query::Select { columns, class, conditions } => {
-            let Some(class) = schema().class(&class).filter(|class| class.namespace == namespace) else {
-                return Ok(Vec::new());
-            };
+            // A real host finds nothing in a class that it does not have; here a class that no host has is a mistake.
+            let class = schema()
+                .class(&class)
+                .filter(|class| class.namespace == namespace)
+                .ok_or_else(|| Refusal::Wmi(INVALID_CLASS, format!("{} has no class {class}", namespace.path())))?;
             for name in columns.iter().chain(conditions.iter().map(|condition| &condition.property)) {
                 if class.property(name).is_none() {
                     return Err(invalid(format!("{} has no property {name}", class.name)));
                 }
+            }
+            for condition in &conditions {
+                condition.check(class).map_err(invalid)?;
             }
             let mut found = Vec::new();
             for mut instance in objects::instances(tx, class) {

@@ -4,7 +4,7 @@
 //! other lock files, shared, and are asked about only with `try_lock`.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +89,7 @@ impl Store {
         let path = self.root.join(STATE_FILE);
         let facts = fs::metadata(&path).map_err(LabError::io("look at", &path))?;
         Ok(FileVersion {
-            file_number: file_number(&facts),
+            file_number: file_number(&path, &facts).map_err(LabError::io("look at", &path))?,
             len_bytes: facts.len(),
             modified: facts.modified().map_err(LabError::io("look at", &path))?,
         })
@@ -183,13 +183,19 @@ fn open_lock_file(path: &Path) -> Result<File, LabError> {
     File::options().create(true).truncate(false).read(true).write(true).open(path).map_err(LabError::io("open", path))
 }
 
+/// The file system's number of a file: another file under the same name has another.
 #[cfg(unix)]
-pub(crate) fn file_number(facts: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(facts)
+pub(crate) fn file_number(_: &Path, facts: &fs::Metadata) -> io::Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::ino(facts))
 }
 
-/// Windows tells a file's number only through an open handle; length and times must do.
-#[cfg(not(unix))]
-pub(crate) fn file_number(_facts: &fs::Metadata) -> u64 {
-    0
+/// The same on Windows, which tells it only through an open handle; NTFS uses the last 64 bits of it.
+#[cfg(windows)]
+pub(crate) fn file_number(path: &Path, _: &fs::Metadata) -> io::Result<u64> {
+    use hyperv::seam::HostFiles;
+    let path = path.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    let id = hyperv::windows::WindowsFiles.facts(path)?.file_id;
+    id.get(id.len().saturating_sub(16)..)
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }

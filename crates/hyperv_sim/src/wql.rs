@@ -3,7 +3,9 @@
 //! `SELECT * | names FROM class [WHERE property op literal [AND …]]` and
 //! `ASSOCIATORS OF {path} [WHERE [AssocClass = c] [ResultClass = c]]`.
 
-use hyperv::seam::{CimValue, Instance};
+use hyperv::seam::{CimType, CimValue, Instance};
+
+use crate::schema::Class;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Query {
@@ -238,6 +240,22 @@ impl Tokens<'_> {
 }
 
 impl Condition {
+    /// Whether the literal can be compared with the property, whatever the instances hold.
+    pub(crate) fn check(&self, class: &Class) -> Result<(), String> {
+        let (name, kind) = class.property(&self.property).ok_or_else(|| format!("no property {}", self.property))?;
+        let fits = match (&self.literal, kind.base) {
+            _ if kind.is_array => false,
+            (Literal::Null, _) => matches!(self.operator, Operator::Equal | Operator::NotEqual),
+            (Literal::Text(_), CimType::String | CimType::DateTime | CimType::Reference) => true,
+            (Literal::Boolean(_), CimType::Boolean) => true,
+            (Literal::Number(_), base) => {
+                !matches!(base, CimType::String | CimType::DateTime | CimType::Reference | CimType::Boolean)
+            }
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(format!("{name} cannot be compared with {:?}", self.literal)) }
+    }
+
     /// Whether an instance fulfils this. Null fulfils nothing but `IS NULL`; types that cannot be compared are an error.
     pub(crate) fn matches(&self, instance: &Instance) -> Result<bool, String> {
         use std::cmp::Ordering::{Equal, Greater, Less};

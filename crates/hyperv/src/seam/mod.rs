@@ -10,12 +10,14 @@
 
 mod clock;
 mod files;
+mod observe;
 mod value;
 mod virt_disk;
 mod wmi;
 
 pub use clock::{Clock, SystemClock};
 pub use files::{FileFacts, HostFile, HostFiles};
+pub use observe::{ReadObserver, observe_reads};
 pub use value::{CimType, CimValue, Instance, ObjectPath};
 pub use virt_disk::{ChangedPage, ChangedRange, TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo};
 pub use wmi::{MethodOutput, Namespace, Wmi, WmiError};

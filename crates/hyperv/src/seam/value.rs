@@ -127,8 +127,10 @@ pub struct Instance {
 
 impl Instance {
     /// A property; null and a missing one read the same. Names compare without case, as WMI's do.
+    #[track_caller]
     pub fn get(&self, name: &str) -> &CimValue {
         static NULL: CimValue = CimValue::Null;
+        super::observe::property_is_read(&self.class, name);
         self.properties
             .get(name)
             .or_else(|| self.properties.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))

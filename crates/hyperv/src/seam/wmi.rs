@@ -38,8 +38,10 @@ pub struct MethodOutput {
 
 impl MethodOutput {
     /// An output parameter; null and a missing one read the same.
+    #[track_caller]
     pub fn get(&self, name: &str) -> &CimValue {
         static NULL: CimValue = CimValue::Null;
+        super::observe::output_is_read(self, name);
         self.out.get(name).unwrap_or(&NULL)
     }
 }

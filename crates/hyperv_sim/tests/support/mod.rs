@@ -28,7 +28,7 @@ pub fn host_with(options: LabOptions, sizes: &[u64]) -> (tempfile::TempDir, Arc<
 
 impl Client {
     pub fn new(lab: &Arc<LabHost>) -> Self {
-        Self { seam: lab.seam() }
+        Self { seam: lab.plain_seam() }
     }
 
     pub fn query(&self, wql: &str) -> Vec<Instance> {
