@@ -1,63 +1,24 @@
 //! VMs backed up one after another, for the command line and for the running agent.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup::{BackupContext, BackupError, BackupOptions, Cancel, HostState, Observer, ReadMode, VmReport, back_up_vm};
+use backup::{BackupContext, BackupError, PointDisk, ReadMode, VmReport, back_up_vm};
 use bucket::Location;
 use hyperv::Vm;
-use kopia_repo::Repository;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::failure::{Code, Failure};
-use crate::host::OpenHost;
 
-/// What a run on several VMs shares.
-pub struct Batch<'a> {
-    /// Where the VMs are.
-    pub host: &'a OpenHost,
-    /// Where they go, for messages.
-    pub location: &'a Location,
-    /// The same, opened.
-    pub repo: &'a Arc<Repository>,
-    /// The host's locks and journals.
-    pub state: &'a HostState,
-    /// How.
-    pub options: &'a BackupOptions,
-    /// Who is told.
-    pub observer: &'a dyn Observer,
-    /// Who may stop it.
-    pub cancel: &'a Cancel,
-}
-
-impl Batch<'_> {
-    /// Backs one up; once the run is cancelled, only says so.
-    pub fn back_up<'v>(&self, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
-        let begun = Instant::now();
-        let result = if self.cancel.is_cancelled() {
-            Err(BackupError::Cancelled)
-        } else {
-            back_up_vm(&self.context(), vm, run_id)
-        };
-        let result = result.map_err(|error| {
-            let on = format!("{} ({}) on {}, repository {}", vm.name, vm.id, self.host.name, self.location);
-            Failure::of(format!("back up {}", vm.name), on, &error)
-        });
-        VmResult { vm, result, elapsed: begun.elapsed() }
-    }
-
-    /// The same for the engine.
-    pub fn context(&self) -> BackupContext<'_> {
-        BackupContext {
-            host: &self.host.host,
-            host_name: &self.host.name,
-            repo: self.repo,
-            state: self.state,
-            options: self.options,
-            observer: self.observer,
-            cancel: self.cancel,
-        }
-    }
+/// Backs one up; once the run is cancelled, only says so. `location` is that of the repository, for messages.
+pub fn back_up<'v>(context: &BackupContext<'_>, location: &Location, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
+    let begun = Instant::now();
+    let result =
+        if context.cancel.is_cancelled() { Err(BackupError::Cancelled) } else { back_up_vm(context, vm, run_id) };
+    let result = result.map_err(|error| {
+        let on = format!("{} ({}) on {}, repository {location}", vm.name, vm.id, context.host_name);
+        Failure::of(format!("back up {}", vm.name), on, &error)
+    });
+    VmResult { vm, result, elapsed: begun.elapsed() }
 }
 
 /// What came of one VM.
@@ -105,28 +66,7 @@ impl VmResult<'_> {
             }
         };
         let (stats, description) = (&report.stats, &report.description);
-        let disks: Vec<Value> = description
-            .disks
-            .iter()
-            .map(|disk| {
-                let (mode, reason, base) = match &disk.read {
-                    ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
-                    ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
-                };
-                json!({
-                    "number": disk.number,
-                    "virtual_disk_id": disk.virtual_disk_id,
-                    "slot": disk.slot,
-                    "size_bytes": disk.size_bytes,
-                    "mode": mode,
-                    "reason": reason,
-                    "base_point_id": base,
-                    "read_bytes": disk.read_bytes,
-                    "audit_bytes": disk.audit_bytes,
-                    "changed_bytes": disk.changed_bytes,
-                })
-            })
-            .collect();
+        let disks: Vec<Value> = description.disks.iter().map(|disk| Value::Object(disk_json(disk))).collect();
         let warnings: Vec<Value> = report
             .warnings
             .iter()
@@ -153,6 +93,27 @@ impl VmResult<'_> {
         }
         object
     }
+}
+
+/// How a disk was read, as scripts see it.
+pub fn disk_json(disk: &PointDisk) -> Map<String, Value> {
+    let (mode, reason, base) = match &disk.read {
+        ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
+        ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
+    };
+    let fields = [
+        ("number", json!(disk.number)),
+        ("virtual_disk_id", json!(disk.virtual_disk_id)),
+        ("slot", json!(disk.slot)),
+        ("size_bytes", json!(disk.size_bytes)),
+        ("mode", json!(mode)),
+        ("reason", reason),
+        ("base_point_id", base),
+        ("read_bytes", json!(disk.read_bytes)),
+        ("audit_bytes", json!(disk.audit_bytes)),
+        ("changed_bytes", json!(disk.changed_bytes)),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The exit code of a run of which something succeeded.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use backup::{BackupOptions, ReadMode, VmReport, new_run_id};
+use backup::{BackupContext, BackupOptions, ReadMode, VmReport, new_run_id};
 use hyperv::Vm;
 use serde_json::json;
 
-use crate::batch::{Batch, VmResult, exit_code, peak_rss_bytes};
+use crate::batch::{VmResult, back_up, exit_code, peak_rss_bytes};
 use crate::cli::BackupArgs;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
@@ -44,9 +44,9 @@ fn run_on(
     let run_id = new_run_id();
     let interrupt = Interrupt::watch();
     let progress = Progress::start("backup", &context.global);
-    let batch = Batch {
-        host,
-        location: &location,
+    let backup = BackupContext {
+        host: &host.host,
+        host_name: &host.name,
         repo: &repo,
         state: &state,
         options,
@@ -59,7 +59,7 @@ fn run_on(
         if vms.len() > 1 {
             progress.part(format!("VM {number} of {}", vms.len()));
         }
-        let result = batch.back_up(vm, &run_id).explained(|failure| interrupt.explain(failure));
+        let result = back_up(&backup, &location, vm, &run_id).explained(|failure| interrupt.explain(failure));
         progress.pause();
         show(&result, context);
         results.push(result);

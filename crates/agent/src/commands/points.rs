@@ -7,6 +7,7 @@ use kopia_repo::Repository;
 use serde_json::{Value, json};
 
 use super::backup::short;
+use crate::batch::disk_json;
 use crate::cli::PointsCommand;
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure, chain_text};
@@ -208,26 +209,12 @@ impl Listed {
             .disks
             .iter()
             .map(|disk| {
-                let (mode, reason, base) = match &disk.read {
-                    ReadMode::Full { reason } => ("full", json!(reason), Value::Null),
-                    ReadMode::Incremental { base } => ("incremental", Value::Null, json!(base)),
-                };
-                json!({
-                    "number": disk.number,
-                    "virtual_disk_id": disk.virtual_disk_id,
-                    "slot": disk.slot,
-                    "path": disk.path,
-                    "size_bytes": disk.size_bytes,
-                    "segment_bytes": disk.segment_bytes,
-                    "file": disk.file,
-                    "file_bytes": disk.file_bytes,
-                    "mode": mode,
-                    "reason": reason,
-                    "base_point_id": base,
-                    "read_bytes": disk.read_bytes,
-                    "audit_bytes": disk.audit_bytes,
-                    "changed_bytes": disk.changed_bytes,
-                })
+                let mut object = disk_json(disk);
+                object.insert("path".into(), json!(disk.path));
+                object.insert("segment_bytes".into(), json!(disk.segment_bytes));
+                object.insert("file".into(), json!(disk.file));
+                object.insert("file_bytes".into(), json!(disk.file_bytes));
+                Value::Object(object)
             })
             .collect();
         let sum = |of: fn(&backup::PointDisk) -> u64| description.disks.iter().map(of).sum::<u64>();

@@ -2,19 +2,20 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use backup::{BackupOptions, Event, Observer, new_run_id, settle_vm};
+use backup::{BackupContext, BackupOptions, Event, HostState, Observer, new_run_id, settle_vm};
 use hyperv::Vm;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use kopia_repo::Repository;
 
 use super::control::Control;
 use super::events::{EventKind, Events};
 use super::job::Job;
 use super::status::{JobStatus, Running, State, Status};
-use crate::batch::{Batch, VmResult, exit_code};
+use crate::batch::{VmResult, back_up, exit_code};
 use crate::cli::Global;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
@@ -206,8 +207,9 @@ impl Agent<'_> {
         if open.is_empty() {
             return Ok(());
         }
-        let location = self.context.location(None)?;
-        let repo = self.context.open_repository(&location, host.hooks.as_ref())?;
+        let options = BackupOptions::new(PROGRAM);
+        let repo = self.context.open_repository(&self.context.location(None)?, host.hooks.as_ref())?;
+        let work = self.work_on(&host, &repo, &state, &options);
         let vms = host.host.list_vms().attempt(what, &*host.name)?;
         let mut first_failure = None;
         for vm_id in open {
@@ -215,17 +217,7 @@ impl Agent<'_> {
                 tracing::warn!(vm_id, "a former run's VM is no longer on this host");
                 continue;
             };
-            let options = BackupOptions::new(PROGRAM);
-            let batch = Batch {
-                host: &host,
-                location: &location,
-                repo: &repo,
-                state: &state,
-                options: &options,
-                observer: self,
-                cancel: self.control.cancel(),
-            };
-            match settle_vm(&batch.context(), vm) {
+            match settle_vm(&work, vm) {
                 Ok(done) => {
                     for text in done {
                         self.events.tell(EventKind::Settled, &format!("{}: {text}", vm.name));
@@ -292,18 +284,28 @@ impl Agent<'_> {
         let repo = self.context.open_repository(&location, host.hooks.as_ref())?;
         let state = host.state()?;
         let options = BackupOptions { consistency: job.consistency.policy(), ..BackupOptions::new(PROGRAM) };
-        let batch = Batch {
-            host,
-            location: &location,
-            repo: &repo,
-            state: &state,
-            options: &options,
+        let work = self.work_on(host, &repo, &state, &options);
+        let run_id = new_run_id();
+        let results: Vec<VmResult<'_>> = vms.iter().map(|vm| back_up(&work, &location, vm, &run_id)).collect();
+        Ok(conclude(&vms, &results))
+    }
+
+    fn work_on<'w>(
+        &'w self,
+        host: &'w OpenHost,
+        repo: &'w Arc<Repository>,
+        state: &'w HostState,
+        options: &'w BackupOptions,
+    ) -> BackupContext<'w> {
+        BackupContext {
+            host: &host.host,
+            host_name: &host.name,
+            repo,
+            state,
+            options,
             observer: self,
             cancel: self.control.cancel(),
-        };
-        let run_id = new_run_id();
-        let results: Vec<VmResult<'_>> = vms.iter().map(|vm| batch.back_up(vm, &run_id)).collect();
-        Ok(conclude(&vms, &results))
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut Status)) {

@@ -1,9 +1,9 @@
 //! 2: checkpoints, disks and sizes change between two runs.
 
-use backup::{FullReason, ReadMode};
+use backup::FullReason;
 use hyperv_sim::{DiskSource, GuestWrites, Spread};
 
-use crate::support::{Rig, quick_lab};
+use crate::support::{Rig, full_reasons, quick_lab};
 
 /// What happens between two runs, and why each disk is then read in full, if it is.
 struct Step {
@@ -108,16 +108,7 @@ fn scenario_02_checkpoints_disks_and_sizes_change_between_runs() {
         }
         let state = rig.guest_disks(VM);
         let report = rig.back_up().unwrap_or_else(|error| panic!("{}: {error:?}", step.name));
-        let reads: Vec<Option<FullReason>> = report
-            .description
-            .disks
-            .iter()
-            .map(|disk| match disk.read {
-                ReadMode::Full { reason } => Some(reason),
-                ReadMode::Incremental { .. } => None,
-            })
-            .collect();
-        assert_eq!(reads, step.expected, "{}", step.name);
+        assert_eq!(full_reasons(&report), step.expected, "{}", step.name);
         rig.assert_restores(step.name, &report.point, &state);
         kept.push((step.name, report.point, state));
         rig.wait_for_rest(VM);

@@ -1,10 +1,10 @@
 //! One VM of each awkward kind is reported as what it is, and its backups are what was said.
 
-use backup::{Cancel, FullReason, ReadMode};
+use backup::{Cancel, FullReason};
 use hyperv::Host;
 use hyperv_sim::{DiskSource, LabHost, LabOptions, VmOptions};
 
-use crate::support::{Rig, quick_lab};
+use crate::support::{Rig, full_reasons, quick_lab};
 
 /// What two backups in a row are.
 enum Backups {
@@ -217,16 +217,7 @@ fn each_awkward_kind_is_reported_as_what_it_is_and_backed_up_so() {
             if round == 0 {
                 continue;
             }
-            let reads: Vec<Option<FullReason>> = report
-                .description
-                .disks
-                .iter()
-                .map(|disk| match disk.read {
-                    ReadMode::Full { reason } => Some(reason),
-                    ReadMode::Incremental { .. } => None,
-                })
-                .collect();
-            assert_eq!(reads, expected, "{label}");
+            assert_eq!(full_reasons(&report), expected, "{label}");
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup::{
-    BackupContext, BackupError, BackupOptions, Cancel, HostState, Point, Silent, TargetFormat, VmReport, back_up_vm,
-    list_points, new_run_id, restore_disk,
+    BackupContext, BackupError, BackupOptions, Cancel, FullReason, HostState, Point, PointDisk, ReadMode, Silent,
+    TargetFormat, VmReport, back_up_vm, list_points, new_run_id, restore_disk,
 };
 use bucket::{Faulty, Memory};
 use hyperv::Host;
@@ -148,6 +148,15 @@ impl Rig {
         let strays = self.lab.stray_files().unwrap();
         assert!(strays.is_empty(), "{label}: stray files {strays:?}");
     }
+}
+
+/// Why each disk was read in full; `None` where changes were read.
+pub fn full_reasons(report: &VmReport) -> Vec<Option<FullReason>> {
+    let reason = |disk: &PointDisk| match disk.read {
+        ReadMode::Full { reason } => Some(reason),
+        ReadMode::Incremental { .. } => None,
+    };
+    report.description.disks.iter().map(reason).collect()
 }
 
 pub fn read_all(disk: &dyn VirtualDisk) -> Vec<u8> {

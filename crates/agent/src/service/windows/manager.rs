@@ -125,7 +125,7 @@ pub fn resume() -> Result<Outcome, Failure> {
 pub fn reload() -> Result<Outcome, Failure> {
     let what = "let the service read its configuration again";
     let service = open(what, ServiceAccess::USER_DEFINED_CONTROL)?;
-    service.notify(super::process::RELOAD).map_err(|error| failed(what, &error))?;
+    service.notify(super::process::reload()).map_err(|error| failed(what, &error))?;
     line("asked");
     Ok(Outcome::DONE)
 }

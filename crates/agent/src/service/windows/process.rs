@@ -20,10 +20,7 @@ use crate::failure::{Code, Failure};
 use crate::outcome::Outcome;
 
 /// Control code of `service reload`; 128 to 255 are a service's own.
-pub const RELOAD: UserEventCode = match UserEventCode::from_raw(128) {
-    Ok(code) => code,
-    Err(_) => unreachable!(),
-};
+const RELOAD: u32 = 128;
 /// While it stops, the service shows this often that it lives.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// Within which the next sign of life may be expected.
@@ -36,13 +33,23 @@ static GLOBAL: OnceLock<Global> = OnceLock::new();
 mod entry {
     use super::*;
     define_windows_service!(ffi_main, service_main);
+
+    /// Runs the service, and returns when it has stopped.
+    pub fn dispatch() -> windows_service::Result<()> {
+        service_dispatcher::start(NAME, ffi_main)
+    }
+}
+
+/// What asks a running service to read its configuration again.
+pub fn reload() -> UserEventCode {
+    UserEventCode::from_raw(RELOAD).expect("within 128 to 255")
 }
 
 /// `service main`: only the service manager calls it.
 pub fn run(global: &Global) -> Result<Outcome, Failure> {
     // A second call in one process does not happen: it is what `main` does.
     let _ = GLOBAL.set(global.clone());
-    service_dispatcher::start(NAME, entry::ffi_main).map_err(|error| {
+    entry::dispatch().map_err(|error| {
         let why = format!("{error}; `service main` is for the service manager");
         Failure::new("run as a service", NAME, Code::Usage, why)
             .with_steps(&["use `e3-backup-agent run` in a console", "use `service install` and `service start`"])
@@ -116,7 +123,7 @@ fn react(
             control.resume();
             tell(ServiceState::Running);
         }
-        ServiceControl::UserEvent(code) if *code == RELOAD => control.reload(),
+        ServiceControl::UserEvent(code) if code.to_raw() == RELOAD => control.reload(),
         _ => return ServiceControlHandlerResult::NotImplemented,
     }
     ServiceControlHandlerResult::NoError
