@@ -83,7 +83,9 @@ mod power;
 mod recreate;
 
 pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
-pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FreezeHooks, FrozenDisk, GuestBackup, Reached};
+pub use checkpoint::{
+    Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FreezeHooks, FrozenDisk, GuestBackup, Reached,
+};
 pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
 pub use cluster::{Cluster, ClusteredVm, is_on_cluster_shared_volume};
 pub use config_file::ConfigFile;

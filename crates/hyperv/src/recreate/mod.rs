@@ -70,3 +70,22 @@ fn memory_changes(memory: &Instance, mib: u64) -> Vec<(&'static str, crate::seam
     }
     changes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seam::CimValue::Uint64;
+
+    #[test]
+    fn the_limits_of_dynamic_memory_stay_around_its_start() {
+        let properties = [("Reservation".to_owned(), Uint64(512)), ("Limit".to_owned(), Uint64(2048))];
+        let memory = Instance { class: "Msvm_MemorySettingData".into(), path: None, properties: properties.into() };
+        for (mib, expected) in [
+            (1024, vec![("VirtualQuantity", Uint64(1024))]),
+            (256, vec![("VirtualQuantity", Uint64(256)), ("Reservation", Uint64(256))]),
+            (4096, vec![("VirtualQuantity", Uint64(4096)), ("Limit", Uint64(4096))]),
+        ] {
+            assert_eq!(memory_changes(&memory, mib), expected, "{mib}");
+        }
+    }
+}

@@ -51,6 +51,17 @@ pub enum Severity {
     Passed,
 }
 
+impl Severity {
+    /// `block`, `decide` or `ok`; stable.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Decide => "decide",
+            Self::Passed => "ok",
+        }
+    }
+}
+
 /// What was looked at. [`ObstacleCode::as_str`] is stable; programs key on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are the definition

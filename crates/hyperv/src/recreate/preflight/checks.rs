@@ -397,3 +397,6 @@ impl<'a> Checks<'a> {
 fn obstacle(code: ObstacleCode, severity: Severity, on: &str, why: String, options: &[&'static str]) -> Obstacle {
     Obstacle { code, severity, on: on.to_owned(), why, options: options.to_vec() }
 }
+
+#[cfg(test)]
+mod tests;
