@@ -16,8 +16,12 @@ use crate::stamp::{Stamp, read_pinned};
 use crate::workspace::Workspace;
 
 /// Debian packages that hold peers, with the program that shows a package to be there.
-const DEBIAN_PACKAGES: [(&str, &str); 5] = [
+const DEBIAN_PACKAGES: [(&str, &str); 9] = [
     ("qemu-img", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdsh", "python3-libnbd"),
+    ("cpio", "cpio"),
     ("mke2fs", "e2fsprogs"),
     ("fsck.vfat", "dosfstools"),
     ("mdir", "mtools"),
@@ -70,7 +74,7 @@ impl Peers {
         let weed = given_by(Some("E3_TEST_WEED")).map_or_else(|| install_s3(workspace, &folder, install), Ok);
         peers.record("weed", Some("E3_TEST_WEED"), weed);
         for peer in &peers.found {
-            println!("peer {:9} {}", peer.name, peer.program.display());
+            println!("peer {:18} {}", peer.name, peer.program.display());
         }
         peers.skipped.iter().for_each(|line| println!("{line}"));
         peers

@@ -1,13 +1,16 @@
 //! What e2fsprogs say of a restored disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-fn e2fs(program: &str, arguments: &[&str], image: &Path) -> Output {
-    // Not on the path of everybody.
-    let in_sbin = Path::new("/sbin").join(program);
-    let program = if in_sbin.exists() { in_sbin.as_os_str() } else { program.as_ref() };
-    Command::new(program).args(arguments).arg(image).output().unwrap()
+/// A program by name; those of administrators are not on the path of everybody.
+pub fn program(name: &str) -> PathBuf {
+    let in_sbin = Path::new("/sbin").join(name);
+    if in_sbin.exists() { in_sbin } else { name.into() }
+}
+
+fn e2fs(name: &str, arguments: &[&str], image: &Path) -> Output {
+    Command::new(program(name)).args(arguments).arg(image).output().unwrap()
 }
 
 fn text(output: &Output) -> String {

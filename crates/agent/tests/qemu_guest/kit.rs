@@ -7,6 +7,7 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 use crate::cpio::Archive;
+use crate::filesystem::program;
 use crate::support::{hex, random_bytes};
 
 /// Programs that the test runs, with the Debian packages that hold them.
@@ -47,9 +48,9 @@ pub struct Kit {
 impl Kit {
     /// Makes the guest, or takes the one that was made before. The error says what is missing on this machine.
     pub fn obtain() -> Result<Kit, String> {
-        for (program, package) in PROGRAMS {
-            if Command::new(program).arg("--version").output().is_err() && !Path::new("/sbin").join(program).exists() {
-                return Err(format!("{program} is not installed (Debian package {package})"));
+        for (name, package) in PROGRAMS {
+            if Command::new(program(name)).arg("--version").output().is_err() {
+                return Err(format!("{name} is not installed (Debian package {package})"));
             }
         }
         if !cfg!(target_arch = "x86_64") {
@@ -103,7 +104,7 @@ impl Kit {
         let _ = fs::remove_file(&self.disk);
         File::create(&self.disk).unwrap().set_len(DISK_BYTES).unwrap();
         // Nothing is left for the guest to initialise: it would write to the disk by itself.
-        run(Command::new("mke2fs")
+        run(Command::new(program("mke2fs"))
             .args([
                 "-q",
                 "-F",
@@ -130,10 +131,10 @@ fn make_root(root: &Path, packages: &Path, busybox: &[u8]) -> Result<(), String>
         fs::create_dir_all(root.join(folder)).unwrap();
     }
     std::os::unix::fs::symlink("/run", root.join("var/run")).unwrap();
-    program(&root.join("bin/busybox"), busybox);
-    program(&root.join("sbin/init"), GUEST_INIT.as_bytes());
+    write_program(&root.join("bin/busybox"), busybox);
+    write_program(&root.join("sbin/init"), GUEST_INIT.as_bytes());
     let agent = packages.join("usr/sbin/qemu-ga");
-    program(&root.join("usr/sbin/qemu-ga"), &fs::read(&agent).unwrap());
+    write_program(&root.join("usr/sbin/qemu-ga"), &fs::read(&agent).unwrap());
     // QEMU's package has brought the same libraries to this machine.
     let needed = run(Command::new("ldd").arg(&agent))?;
     if needed.contains("not found") {
@@ -142,13 +143,13 @@ fn make_root(root: &Path, packages: &Path, busybox: &[u8]) -> Result<(), String>
     for library in needed.split_whitespace().filter(|word| word.starts_with('/')) {
         let name = Path::new(library).file_name().unwrap();
         let folder = if library.starts_with("/lib64/") { "lib64" } else { libraries };
-        program(&root.join(folder).join(name), &fs::read(library).unwrap());
+        write_program(&root.join(folder).join(name), &fs::read(library).unwrap());
     }
     fs::write(root.join("data/payload.bin"), random_bytes(PAYLOAD_BYTES, PAYLOAD_SEED)).unwrap();
     Ok(())
 }
 
-fn program(path: &Path, content: &[u8]) {
+fn write_program(path: &Path, content: &[u8]) {
     use std::os::unix::fs::PermissionsExt as _;
     fs::write(path, content).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
