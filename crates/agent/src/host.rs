@@ -27,17 +27,23 @@ impl OpenHost {
         let what = "open the host";
         match selector.split_once(':') {
             Some(("lab", dir)) if !dir.is_empty() => Self::open_lab(Path::new(dir), selector),
-            None if selector == "local" => {
-                let why = if cfg!(windows) {
-                    "this version has no connection to the Hyper-V of this machine"
-                } else {
-                    "`local` is the Hyper-V of this machine, and this machine does not run Windows"
-                };
-                Err(Failure::new(what, selector, Code::NotSupported, why)
-                    .with_steps(&["use a simulated host: `lab create DIR`, then --host lab:DIR"]))
-            }
+            None if selector == "local" => Self::open_local(selector),
             _ => Err(no_such_selector(what, selector)),
         }
+    }
+
+    #[cfg(windows)]
+    fn open_local(selector: &str) -> Result<Self, Failure> {
+        let host = Host::new(hyperv::windows::local_seam());
+        let facts = host.probe().attempt("open the host", selector)?;
+        Ok(Self { host, name: facts.name, hooks: None, state_dir: state_dir(selector)? })
+    }
+
+    #[cfg(not(windows))]
+    fn open_local(selector: &str) -> Result<Self, Failure> {
+        let why = "`local` is the Hyper-V of this machine, and this machine does not run Windows";
+        Err(Failure::new("open the host", selector, Code::NotSupported, why)
+            .with_steps(&["use a simulated host: `lab create DIR`, then --host lab:DIR"]))
     }
 
     fn open_lab(dir: &Path, selector: &str) -> Result<Self, Failure> {

@@ -66,7 +66,9 @@ fn service_main(_arguments: Vec<OsString>) {
         let status: Arc<OnceLock<ServiceStatusHandle>> = Arc::default();
         let seen = status.clone();
         let handle = register(NAME, move |event| react(&control, seen.get(), &event));
-        handle.inspect(|handle| drop(status.set(*handle)))
+        handle.inspect(|handle| {
+            let _ = status.set(*handle);
+        })
     };
     let handle = match handler {
         Ok(handle) => handle,
