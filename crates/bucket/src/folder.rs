@@ -111,9 +111,13 @@ impl Folder {
         subdirs: &mut Vec<String>,
     ) -> Result<ControlFlow<()>, BucketError> {
         let failed = |attempt: &str, error| self.io_error(Operation::List, prefix, attempt, error);
-        let entries = match fs::read_dir(self.root.join(dir_key)) {
+        let dir = self.root.join(dir_key.trim_end_matches('/'));
+        let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
-            Err(error) if vanished(&error) && self.root.is_dir() => return Ok(ControlFlow::Continue(())),
+            // Windows has other errors for an object in the place of the directory.
+            Err(error) if (vanished(&error) || dir.is_file()) && self.root.is_dir() => {
+                return Ok(ControlFlow::Continue(()));
+            }
             Err(error) => return Err(failed("read a directory", error)),
         };
         for entry in entries {
@@ -161,15 +165,19 @@ impl Bucket for Folder {
             temp.file.write_all(piece).map_err(|error| failed("write the file", error))?;
         }
         temp.file.sync_all().map_err(|error| failed("flush the file to disk", error))?;
+        // Windows answers "access denied" when a directory is in the way.
+        let in_the_way = |error| if path.is_dir() { io::Error::from(io::ErrorKind::IsADirectory) } else { error };
         match &options.condition {
-            None => temp.rename(&path).map_err(|error| failed("rename the file into place", error))?,
+            None => {
+                temp.rename(&path).map_err(|error| failed("rename the file into place", in_the_way(error)))?;
+            }
             Some(PutCondition::IfAbsent) => match temp.link(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     let problem = "the object exists already";
                     return Err(self.error(ErrorKind::PreconditionFailed, Operation::Put, key, problem));
                 }
-                Err(error) => return Err(failed("link the file into place", error)),
+                Err(error) => return Err(failed("link the file into place", in_the_way(error))),
             },
             Some(PutCondition::IfMatch(_)) => {
                 let problem = "files have no etag to match";

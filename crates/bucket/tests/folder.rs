@@ -139,6 +139,14 @@ fn a_folder_that_is_gone_is_not_an_empty_one() {
     assert!(Folder::open(&root).is_err());
 }
 
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn listing_beside_writers_never_fails() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,12 +155,18 @@ fn listing_beside_writers_never_fails() {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
+            // Also when a step fails, or the listing would go on for ever.
+            let _done = SetWhenDropped(&done);
             for round in 0..300 {
-                folder.put(&format!("p/{}/x", round % 5), &[b"x"], &PutOptions::default()).unwrap();
+                let written = folder.put(&format!("p/{}/x", round % 5), &[b"x"], &PutOptions::default());
                 // The next put makes the directory anew.
-                fs::remove_dir_all(dir.path().join(format!("p/{}", round % 5))).unwrap();
+                let removed = fs::remove_dir_all(dir.path().join(format!("p/{}", round % 5)));
+                // On Windows a directory that is listed goes away with its last handle, and is in the way until then.
+                if cfg!(unix) {
+                    written.unwrap();
+                    removed.unwrap();
+                }
             }
-            done.store(true, Ordering::Relaxed);
         });
         while !done.load(Ordering::Relaxed) {
             let seen =
