@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyperv_sim::{DiskSource, GuestAgent, GuestAttachment, GuestFamily, LabHost, VmOptions};
-use nbd::{Export, Exports, Server, ServerOptions};
+use nbd::{Device, Export, Exports, FileDevice, Server, ServerOptions};
 use serde_json::{Value, json};
 
 use agent::Agent;
@@ -89,6 +89,36 @@ fn a_running_guest_is_backed_up_and_restored() {
     guest.expect_unharmed(&acked);
     drop(guest);
     desk.expect_clean_host(VM, 1);
+    expect_boots(&kit, &desk, &image);
+}
+
+/// A guest starts from a restored disk, and finds its files.
+fn expect_boots(kit: &Kit, desk: &Desk, image: &Path) {
+    let folder = desk.path("again");
+    std::fs::create_dir(&folder).unwrap();
+    let socket = folder.join("nbd.sock");
+    let _server = serve(Arc::new(FileDevice::open(image, false).unwrap()), &socket);
+    let machine = Machine::start(kit, &socket, &folder);
+    let agent = Agent::connect(&machine.agent_socket);
+    assert_eq!(agent.shell("wc -l < /data/boots"), "2");
+    expect_files_inside(&agent);
+}
+
+/// An NBD server of one export, `disk`.
+fn serve(device: Arc<dyn Device>, socket: &Path) -> Server {
+    let export = Export { name: "disk".into(), description: VM.into(), device, read_only: false };
+    let mut server = Server::start(Exports::new([export]).unwrap(), ServerOptions::default());
+    server.listen_unix(socket).unwrap();
+    server
+}
+
+/// As [`expect_files`] for all of them, asked of the guest, which reads them from its disk.
+fn expect_files_inside(agent: &Agent) {
+    agent.shell("echo 3 > /proc/sys/vm/drop_caches");
+    for Copied { name, skip_mib, mib } in [A, B, C] {
+        let part = format!("dd if=/data/payload.bin bs=1M skip={skip_mib} count={mib} 2> /dev/null");
+        agent.shell(&format!("{part} | cmp - /data/{name}"));
+    }
 }
 
 /// A file in the guest: so many MiB of the payload, from so many on.
@@ -154,10 +184,8 @@ impl<'a> Guest<'a> {
         };
         let attachment = lab.attach_guest(VM, Some(Box::new(service))).unwrap();
         let device = Arc::new(LiveDisk::new(attachment.disks()[0].clone(), written));
-        let export = Export { name: "disk".into(), description: VM.into(), device, read_only: false };
-        let mut server = Server::start(Exports::new([export]).unwrap(), ServerOptions::default());
         let socket = desk.path("nbd.sock");
-        server.listen_unix(&socket).unwrap();
+        let server = serve(device, &socket);
         let machine = Machine::start(kit, &socket, &desk.path(""));
         let agent = Agent::connect(&machine.agent_socket);
         *link.lock().unwrap() = Some(agent.clone());
@@ -214,10 +242,7 @@ impl<'a> Guest<'a> {
     fn expect_unharmed(&self, acked_before: &str) {
         assert_eq!(self.frozen.lock().unwrap().len(), 2, "a crash-consistent backup freezes nobody");
         assert_ne!(self.acked(), acked_before, "the application goes on");
-        for Copied { name, skip_mib, mib } in [A, B, C] {
-            let part = format!("dd if=/data/payload.bin bs=1M skip={skip_mib} count={mib} 2> /dev/null");
-            self.agent.shell(&format!("echo 3 > /proc/sys/vm/drop_caches; {part} | cmp - /data/{name}"));
-        }
+        expect_files_inside(&self.agent);
         assert_eq!(self.agent.shell("dmesg | grep -i -c -e 'i/o error' -e 'ext4-fs error' || true"), "0");
         let said = self.machine.said();
         assert!(!said.contains("Kernel panic") && !said.contains("hung"), "{said}");

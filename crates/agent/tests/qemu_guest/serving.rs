@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use hyperv_sim::{AttachedDisk, LabError};
 use nbd::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
 
+const PIECE_BYTES: usize = 1 << 20;
+
 /// A disk of an attached guest, which remembers where it was written.
 pub struct LiveDisk {
     disk: AttachedDisk,
@@ -52,10 +54,11 @@ impl Device for LiveDisk {
         self.note(range.clone());
         match how {
             Zeroing::MayDeallocate => self.disk.zero(range).map_err(failed),
-            // A VHDX gives whole blocks back when they are zeroed; only written zeroes keep them.
-            Zeroing::KeepAllocated => {
-                self.disk.write(vec![0; (range.end - range.start) as usize], range.start).map_err(failed)
-            }
+            // A VHDX gives whole blocks back when they are zeroed; only zeroes that are written keep them.
+            Zeroing::KeepAllocated => range.clone().step_by(PIECE_BYTES).try_for_each(|at| {
+                let len = (range.end - at).min(PIECE_BYTES as u64) as usize;
+                self.disk.write(vec![0; len], at).map_err(failed)
+            }),
         }
     }
 
