@@ -1,9 +1,9 @@
 //! A guest from outside: a process that really runs, on the live disks of a VM.
 //!
-//! Its reads and writes go to the leaf of each disk as it is at that instant, are recorded by change tracking, and take
-//! turns with everything else that happens on the host, in this process or in another one. They are served in *bursts*:
-//! a thread takes the host's lock, opens what is asked for, serves until nothing more comes or its time is over, closes,
-//! and lets go. So a checkpoint or a merge finds every file closed and whole, and the guest goes on in the new leaf
+//! Its reads and writes go to the leaf of each disk as it is at that instant, are recorded by change tracking, and
+//! take turns with everything else that happens on the host, in this process or in another one. They are served in
+//! *bursts*: a thread takes the host's lock, opens what is asked for, serves until nothing more comes or its time is
+//! over, closes, and lets go. So a checkpoint or a merge finds every file closed and whole, and the guest goes on in the new leaf
 //! without noticing more than a delay.
 
 mod freeze;
@@ -58,8 +58,8 @@ pub struct AttachedDisk {
 type Request = Option<Box<dyn FnOnce(&mut Burst<'_, '_>) + Send>>;
 
 impl LabHost {
-    /// Attaches a guest to a running VM. With an `agent`, checkpoints of level 1 freeze it first; that takes a host whose
-    /// clock is the machine's and whose methods start jobs, because a guest takes its time.
+    /// Attaches a guest to a running VM. With an `agent`, checkpoints of level 1 freeze it first; that takes a host
+    /// whose clock is the machine's and whose methods start jobs, because a guest takes its time.
     ///
     /// One guest per VM. Whoever held an attachment and was killed has detached thereby.
     pub fn attach_guest(

@@ -217,7 +217,7 @@ pub(crate) fn destroy(tx: &mut Tx<'_>, id: &str) -> Result<Result<(), Failure>, 
             Some(FileOp::DropMarker { disk: disk.file.clone(), id: marker.id.clone() })
         })
         .collect();
-    remove(tx, &vm_id, &checkpoint, dropped);
+    remove(tx, &vm_id, &checkpoint, dropped)?;
     Ok(Ok(()))
 }
 
@@ -270,6 +270,7 @@ pub(crate) fn apply(tx: &mut Tx<'_>, vm_id: &str, id: &str) -> Result<Result<(),
     changed.power = Power::Off;
     changed.position = Some(checkpoint.id.clone());
     changed.last_applied = Some(checkpoint.id);
+    changed.has_branches = true;
     changed.config_changed_ms = now_ms;
     state.redo.push(FileOp::WriteConfiguration { vm: vm.id.clone() });
     for file in files {
@@ -313,7 +314,7 @@ pub(crate) fn convert(tx: &mut Tx<'_>, id: &str) -> Result<Result<Object, Failur
         _ => None,
     });
     if broken != Some(true) {
-        remove(tx, &vm_id, &checkpoint, Vec::new());
+        remove(tx, &vm_id, &checkpoint, Vec::new())?;
     }
     Ok(match broken {
         Some(_) => Err(Failure::new(FAILED, "The conversion failed. (0x80004005)")),
@@ -358,12 +359,28 @@ fn gone() -> Failure {
 }
 
 /// Takes a checkpoint out of its VM and starts the merges.
-fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<FileOp>) {
+fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<FileOp>) -> Result<(), LabError> {
     let now_ms = tx.now_ms;
     let due_ms = now_ms.saturating_add(tx.options.merge_ms);
+    let vm = tx.vm(vm_id).expect("the checkpoint was found in this VM");
+    let (mut merges, mut abandoned) = (Vec::new(), Vec::new());
+    for disk in &checkpoint.config.disks {
+        let children = merge::children(tx, vm, &disk.file)?;
+        // The frozen file of a branch that was left by applying another checkpoint is nobody's any more.
+        let is_made_by_checkpoint = disk.file.file_name().to_lowercase().contains(".avhd");
+        if children.is_empty() && vm.has_branches && is_made_by_checkpoint {
+            abandoned.push(disk.file.clone());
+        }
+        merges.extend(children.into_iter().map(|child| PendingMerge {
+            vm: vm_id.to_owned(),
+            child,
+            parent: disk.file.clone(),
+            due_ms,
+            blocked: false,
+        }));
+    }
     let state = tx.edit();
     let vm = state.vm_mut(vm_id);
-    let index = vm.checkpoints.iter().position(|other| other.id == checkpoint.id).unwrap_or(vm.checkpoints.len());
     vm.checkpoints.retain(|other| other.id != checkpoint.id);
     vm.config_changed_ms = now_ms;
     for other in &mut vm.checkpoints {
@@ -377,21 +394,17 @@ fn remove(tx: &mut Tx<'_>, vm_id: &str, checkpoint: &Checkpoint, file_ops: Vec<F
         }
     }
     let config_files = config_file::of_checkpoint(vm, &checkpoint.id).map(FileOp::Delete);
-    // The child of a frozen file is what the next checkpoint froze, or the leaf.
-    let mut merges = Vec::new();
-    for disk in &checkpoint.config.disks {
-        let later = vm.checkpoints[index.min(vm.checkpoints.len())..].iter().map(|other| &other.config);
-        let mut disks = later.chain([&vm.active]).flat_map(|config| &config.disks);
-        let child = disks.find(|other| other.place == disk.place && other.file != disk.file);
-        merges.extend(child.map(|child| PendingMerge {
-            vm: vm_id.to_owned(),
-            child: child.file.clone(),
-            parent: disk.file.clone(),
-            due_ms,
-            blocked: false,
-        }));
+    state.tracked.retain(|file| !abandoned.contains(file));
+    state.merges.retain(|merge| !abandoned.contains(&merge.child));
+    for file in abandoned {
+        state.redo.extend(tracking::companions(&file).map(FileOp::Delete));
+        state.redo.push(FileOp::Delete(file));
     }
     state.redo.extend(file_ops);
     state.redo.extend(config_files);
     merge::schedule(tx, merges);
+    match (checkpoint.kind, tx.vm(vm_id)) {
+        (CheckpointKind::Recovery, Some(vm)) => faults::count_run(tx, vm),
+        _ => Ok(()),
+    }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
 use crate::host::Tx;
+use crate::state::Vm;
 use crate::store::write_atomically;
 
 /// Name of the side file.
@@ -62,6 +63,13 @@ pub enum Fault {
     MergeBlocked {
         /// VM name or id.
         vm: String,
+    },
+    /// The same for so many runs: until as many recovery checkpoints of the VM are gone.
+    MergeBlockedForRuns {
+        /// VM name or id.
+        vm: String,
+        /// Runs to come.
+        runs: u32,
     },
     /// A query of changed ranges fails.
     ChangesFail {
@@ -171,7 +179,7 @@ impl Fault {
     }
 
     /// Whether this is about a VM, by name or id.
-    pub(crate) fn names(vm: &crate::state::Vm, given: &str) -> bool {
+    pub(crate) fn names(vm: &Vm, given: &str) -> bool {
         given == vm.active.name || given.eq_ignore_ascii_case(&vm.id)
     }
 }
@@ -184,6 +192,21 @@ pub(crate) fn load(root: &Path) -> Result<Vec<Fault>, LabError> {
         Err(e) => return Err(LabError::io("read", path)(e)),
     };
     serde_json::from_slice(&text).map_err(|source| LabError::State { path, source })
+}
+
+/// A backup run of a VM has come to its end: merges that are blocked for some runs are so for one less.
+pub(crate) fn count_run(tx: &Tx<'_>, of: &Vm) -> Result<(), LabError> {
+    let mut faults = tx.faults()?;
+    let mut counted = false;
+    for fault in &mut faults {
+        if let Fault::MergeBlockedForRuns { vm, runs } = fault
+            && Fault::names(of, vm)
+        {
+            *runs = runs.saturating_sub(1);
+            counted = true;
+        }
+    }
+    if counted { save(tx.store.root(), &faults) } else { Ok(()) }
 }
 
 /// Whether a fault that strikes once is there; it is not any more afterwards.

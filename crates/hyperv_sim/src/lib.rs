@@ -4,23 +4,38 @@
 //! `vmms.exe` and `virtdisk.dll` do, and is stricter than they are: it carries its own class schema (`schema.json`), and
 //! a name, type or reference that is not in it is an error, never ignored.
 //!
-//! A use flows like this: [`LabHost::create`] makes the folder, [`LabHost::add_vm`] puts a machine in it, and
-//! [`LabHost::seam`] is handed to the program under test, in this process or (by [`LabHost::open`]) in another one.
-//! Between its calls the test plays the guests and the administrator: [`LabHost::guest_write`],
-//! [`LabHost::create_user_checkpoint`], [`LabHost::inject`]. A guest may also be real: [`LabHost::attach_guest`] gives a
-//! process, QEMU for instance, the live disks of a VM.
+//! A use flows like this: [`LabHost::create`] makes the folder, [`LabHost::add_vm`] puts a machine of any kind in it
+//! ([`VmOptions`], [`DiskSource`]), and [`LabHost::seam`] is handed to the program under test, in this process or (by
+//! [`LabHost::open`]) in another one. Between its calls the test plays
+//!
+//! - the guests: [`LabHost::guest_write`], [`VssBehaviour`];
+//! - the administrator: checkpoints made, deleted and applied, disks added, removed, moved and resized, files moved,
+//!   [`LabHost::copy_disk`] and [`LabHost::revert_disk`] for storage that goes back in time;
+//! - misfortune: [`LabHost::inject`] for a [`Fault`], [`LabHost::unclean_stop`], [`LabHost::restart_service`].
+//!
+//! [`LabOptions`] says how the host behaves where real ones differ or nobody knows: jobs, null outputs as on Server 2025,
+//! granularity, supersets, and the lies of change tracking that a backup must not believe.
 //!
 //! The whole state is one file, `host.json`, committed before a call returns. Nothing runs in the background: jobs and
 //! merges are due at instants of the host's clock, and whoever calls next carries out what has become due. So a program
 //! killed at any instant leaves a host that goes on, and two programs take turns under one lock.
 //!
-//! Not here: applying checkpoints, storage migration, iSCSI, VHD files (they are converted), exports of differences,
-//! planned systems that keep their checkpoints, and what no simulator can prove: the real granularity and survival rules
-//! of change tracking, and VSS inside guests. Companion files `.rct` and `.mrt`, and configuration files `.vmcx`, `.vmrs`
-//! and `.vmgs`, hold formats of this crate.
+//! The names that the program uses are listed in `product-names.txt`; see `names.rs`.
+//!
+//! # Known limits
+//!
+//! It cannot prove what only a real host shows: the granularity and survival rules of change tracking, VSS inside guests,
+//! the semantics of access lists, the timing of events. Companion files `.rct` and `.mrt`, and configuration files
+//! `.vmcx`, `.vmrs` and `.vmgs`, hold formats of this crate. Where the reference is silent, an answer here is a choice, the
+//! stricter one: level 1 of a stopped VM fails, generation 2 starts without a controller, an id in use fails an import by
+//! its job, a checkpoint's definition is imported under the checkpoint's name.
+//!
+//! Not here: live migration, storage migration as a method, iSCSI, WMI events, exports of differences, planned systems that
+//! keep their checkpoints, floppy drives, dynamic VHD files for writing, the memory of saved VMs.
 //!
 //! Read `host.rs`, then `state.rs`, `checkpoint.rs`, `merge.rs` and `tracking.rs` for backups, `planned.rs` and
-//! `resources.rs` for re-creation; the provider's side begins in `provider.rs`. Source of what the host does: the "Hyper-V WMI provider (V2)" and `virtdisk.h` references.
+//! `resources.rs` for re-creation; the provider's side begins in `provider.rs`. Source of what the host does: the "Hyper-V
+//! WMI provider (V2)" and `virtdisk.h` references.
 
 mod access;
 mod actors;

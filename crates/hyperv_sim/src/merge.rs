@@ -8,7 +8,8 @@ use crate::disks;
 use crate::error::LabError;
 use crate::faults::Fault;
 use crate::host::Tx;
-use crate::state::{Event, FileOp, PendingMerge};
+use crate::paths::WinPath;
+use crate::state::{Event, FileOp, PendingMerge, Vm};
 use crate::tracking;
 
 /// The merge that is next, and when.
@@ -64,15 +65,35 @@ fn is_possible(tx: &Tx<'_>, merge: &PendingMerge) -> Result<bool, LabError> {
     let is_frozen = (vm.checkpoints.iter().flat_map(|checkpoint| &checkpoint.config.disks))
         .any(|disk| disk.file == merge.child || disk.file == merge.parent);
     let is_forbidden = tx.faults()?.iter().any(|fault| match fault {
-        Fault::MergeBlocked { vm: blocked } => *blocked == vm.active.name || blocked.eq_ignore_ascii_case(&vm.id),
+        Fault::MergeBlocked { vm: blocked } => Fault::names(vm, blocked),
+        Fault::MergeBlockedForRuns { vm: blocked, runs } => *runs > 0 && Fault::names(vm, blocked),
         _ => false,
     });
     Ok(vm.merging
         && is_leaf
         && !is_frozen
         && !is_forbidden
+        && children(tx, vm, &merge.parent)?.len() == 1
         && !tx.store.is_held(&merge.child)?
         && !tx.store.is_held(&merge.parent)?)
+}
+
+/// The disk files of a VM whose parent is `parent`: more than one when a checkpoint was applied.
+pub(crate) fn children(tx: &Tx<'_>, vm: &Vm, parent: &WinPath) -> Result<Vec<WinPath>, LabError> {
+    let mut children: Vec<WinPath> = Vec::new();
+    let settings = vm.checkpoints.iter().map(|checkpoint| &checkpoint.config).chain([&vm.active]);
+    for disk in settings.flat_map(|settings| &settings.disks) {
+        if disk.file == *parent || children.contains(&disk.file) {
+            continue;
+        }
+        let Ok(chain) = disks::open_chain(tx.store, &disk.file)? else { continue };
+        // A file between the two is waiting to be merged; it is named by its child's chain only.
+        let chain = disks::chain_paths(tx.store, &chain);
+        let below = chain.iter().position(|file| file == parent).and_then(|at| at.checked_sub(1));
+        let child = below.map(|at| chain[at].clone());
+        children.extend(child.filter(|child| !children.contains(child)));
+    }
+    Ok(children)
 }
 
 /// Starts the merges that a removed checkpoint leaves behind.

@@ -92,6 +92,7 @@ pub(crate) fn new_vm(tx: &Tx<'_>, id: String, folder: WinPath, active: Configura
         reference_points: Vec::new(),
         position: None,
         last_applied: None,
+        has_branches: false,
         merging: true,
         storage_lost: false,
         replication_mode: 0,

@@ -448,12 +448,12 @@ impl Work<'_> {
             "" => before.file.clone(),
             path => WinPath::new(path),
         };
-        if file != before.file {
-            if self.is_running
-                || self.vm.checkpoints.iter().any(|one| one.config.disks.iter().any(|disk| disk.place == before.place))
-            {
-                return Ok(Err(Failure::new(INVALID_STATE, "the disk is in use, or part of a checkpoint")));
-            }
+        let in_checkpoint = |place: &str| {
+            let mut frozen = self.vm.checkpoints.iter().flat_map(|checkpoint| &checkpoint.config.disks);
+            frozen.any(|disk| disk.place == place)
+        };
+        if file != before.file && (self.is_running || in_checkpoint(&before.place)) {
+            return Ok(Err(Failure::new(INVALID_STATE, "the disk is in use, or part of a checkpoint")));
         }
         if let Err(failure) =
             self.check_disk_file(&file, Some(&before.place), after.flag("PersistentReservationsSupported"))?

@@ -77,6 +77,8 @@ pub(crate) struct Vm {
     pub(crate) position: Option<String>,
     /// The user checkpoint that was applied last.
     pub(crate) last_applied: Option<String>,
+    /// A checkpoint was applied: frozen files may belong to a branch that was left.
+    pub(crate) has_branches: bool,
     /// Disks are merged when a checkpoint is gone; an export can switch that off.
     pub(crate) merging: bool,
     /// The storage of its files is gone: the critical states.

@@ -149,7 +149,7 @@ fn guests_are_refused_where_there_is_no_place_for_them() {
     assert_eq!(content(&lab)[0], 1);
     lab.attach_guest("web", None).unwrap();
     let (_dir, virtual_time) = host_with(LabOptions::default(), &[MIB]);
-    let (agent, _) = Script::new(&virtual_time, None);
+    let (agent, _) = Script::boxed(&virtual_time, None);
     assert!(virtual_time.attach_guest("web", Some(agent)).is_err(), "a guest cannot freeze in no time");
     virtual_time.attach_guest("web", None).unwrap();
 }
@@ -163,7 +163,7 @@ struct Script {
 }
 
 impl Script {
-    fn new(lab: &Arc<LabHost>, failure: Option<&'static str>) -> (Box<dyn GuestAgent>, Scripted) {
+    fn boxed(lab: &Arc<LabHost>, failure: Option<&'static str>) -> (Box<dyn GuestAgent>, Scripted) {
         let (calls, told) = mpsc::channel();
         let disk = Arc::new(Mutex::new(None));
         (Box::new(Self { disk: disk.clone(), lab: lab.clone(), calls, failure }), Scripted { disk, told })
@@ -199,7 +199,7 @@ impl GuestAgent for Script {
 #[test]
 fn level_1_freezes_the_guest_first_and_level_2_does_not() {
     let (_dir, lab) = live_host();
-    let (agent, scripted) = Script::new(&lab, None);
+    let (agent, scripted) = Script::boxed(&lab, None);
     let guest = lab.attach_guest("web", Some(agent)).unwrap();
     *scripted.disk.lock().unwrap() = Some(guest.disks()[0].clone());
     let other = LabHost::open(lab.folder()).unwrap();
@@ -229,7 +229,7 @@ fn level_1_freezes_the_guest_first_and_level_2_does_not() {
 fn guests_that_cannot_freeze_fail_the_job_and_are_left_as_they_were() {
     let (_dir, lab) = live_host();
     let client = Client::new(&lab);
-    let (agent, scripted) = Script::new(&lab, Some("a file system is busy"));
+    let (agent, scripted) = Script::boxed(&lab, Some("a file system is busy"));
     let guest = lab.attach_guest("web", Some(agent)).unwrap();
     for _ in 0..2 {
         let (_, last) = client.wait(&client.start_checkpoint("web", 1));

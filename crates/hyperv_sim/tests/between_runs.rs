@@ -205,6 +205,28 @@ fn a_checkpoint_is_applied() {
 }
 
 #[test]
+fn a_branch_that_was_left_goes_without_a_merge() {
+    let rig = Rig::new(LabOptions::default());
+    let first = rig.lab.create_user_checkpoint("web").unwrap();
+    rig.write(MIB, 1);
+    let second = rig.lab.create_user_checkpoint("web").unwrap();
+    rig.write(2 * MIB, 2);
+    rig.lab.apply_user_checkpoint("web", &first).unwrap();
+    rig.lab.start_vm("web").unwrap();
+    rig.write(3 * MIB, 3);
+    let now = rig.lab.disk_sha256("web", 0).unwrap();
+    // The common ancestor first: it has two children, and waits.
+    rig.lab.delete_checkpoint("web", &first).unwrap();
+    rig.client.seam.clock.sleep(std::time::Duration::from_secs(120));
+    assert_eq!(rig.lab.disk_chain("web", 0).unwrap().len(), 2);
+    rig.lab.delete_checkpoint("web", &second).unwrap();
+    rig.client.settle(&rig.lab, "web");
+    assert_eq!(rig.lab.disk_chain("web", 0).unwrap().len(), 1);
+    assert_eq!(rig.lab.disk_sha256("web", 0).unwrap(), now);
+    assert_eq!(rig.lab.stray_files().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn disks_come_go_move_and_grow() {
     let rig = Rig::new(LabOptions::default());
     let (id, base) = rig.backup();

@@ -40,7 +40,7 @@ fn every_call_is_numbered_from_both_sides() {
     let (_dir, lab) = host_with(LabOptions::default(), &[4 * MIB]);
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = seen.clone();
-    let (seam, counting) = CountingSeam::wrap(lab.seam(), move |call| {
+    let (seam, counting) = CountingSeam::wrap(lab.plain_seam(), move |call| {
         log.lock().unwrap().push(format!("{} {:?} {}", call.number, call.phase, call.what));
     });
     let client = Client { seam };

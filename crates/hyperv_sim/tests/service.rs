@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyperv::{CheckpointRequest, Consistency, Host};
-use hyperv_sim::{CountingSeam, Fault, LabOptions, RestartPhase, VssBehaviour};
+use hyperv_sim::{CountingSeam, Fault, LabOptions, ReferenceOutputs, RestartPhase, VssBehaviour};
 use support::{Client, MIB, host_with, strings};
 
 const UNAVAILABLE: u32 = 0x8007_06BA;
@@ -79,6 +79,34 @@ fn a_backup_survives_a_restart_in_any_call_or_says_that_it_failed() {
     // Most of the time is waiting for the disk.
     std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(restart_in_each))));
     assert!(passed.into_inner() > 5);
+}
+
+#[test]
+fn jobs_that_are_gone_before_anybody_reads_them() {
+    for reference_outputs in [ReferenceOutputs::Filled, ReferenceOutputs::Null2025] {
+        let options = LabOptions { job_retention_ms: 0, reference_outputs, ..LabOptions::default() };
+        let (_dir, lab) = host_with(options, &[MIB]);
+        let host = Host::new(lab.seam());
+        let vm = host.find_vm("web").unwrap();
+        let request = CheckpointRequest::new(Consistency::Crash, "e3:a:r:1");
+        let checkpoint = host.create_recovery_checkpoint(&vm, &request).unwrap_or_else(|e| panic!("{e}"));
+        let conversion = host.convert_to_reference_point(&checkpoint).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(conversion.ids.len(), 1, "{reference_outputs:?}");
+    }
+}
+
+#[test]
+fn merges_are_blocked_for_some_runs() {
+    let (_dir, lab) = host_with(LabOptions::default(), &[MIB]);
+    let client = Client::new(&lab);
+    lab.inject(Fault::MergeBlockedForRuns { vm: "web".into(), runs: 3 }).unwrap();
+    for (run, depth) in [(1, 2), (2, 3), (3, 1)] {
+        client.convert(&client.checkpoint("web"));
+        client.seam.clock.sleep(Duration::from_secs(300));
+        assert!(lab.is_at_rest("web").is_ok());
+        client.seam.clock.sleep(Duration::from_secs(300));
+        assert_eq!(lab.disk_chain("web", 0).unwrap().len(), depth, "run {run}");
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Application consistency of an attached guest: the part of the integration service.
 //!
-//! While a guest freezes it still writes, so the host's lock must not be held meanwhile, and the process that makes the
-//! checkpoint need not be the one that has the guest. Both therefore talk through a small file beside `host.json`, which
-//! is read and written under the host's lock: a job that wants a frozen guest says so and is put off; the service, a
-//! thread beside the guest, sees it, freezes, and says that it did; the job then makes its checkpoint and says that it is
-//! over; the service thaws.
+//! While a guest freezes it still writes, so the host's lock must not be held meanwhile, and the process that makes
+//! the checkpoint need not be the one that has the guest. Both therefore talk through a small file beside `host.json`,
+//! read and written under the host's lock: a job that wants a frozen guest says so and is put off; the service, a
+//! thread beside the guest, sees it, freezes, and says that it did; the job then makes its checkpoint and says that it
+//! is over; the service thaws.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
