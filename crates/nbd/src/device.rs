@@ -25,8 +25,8 @@ pub trait Device: Send + Sync {
     /// Returns when every write and zeroing that had returned before the call, to any connection, is on stable storage.
     fn flush(&self) -> Result<(), DeviceError>;
 
-    /// What is known of `range` without reading it: in order, without gaps, from its start. Not empty, unless `range` is;
-    /// may end early, at `max` extents or for any other reason, and may run past the end of `range`.
+    /// What is known of `range` without reading it: in order, without gaps, from its start. Not empty, unless `range`
+    /// is; may end early, at `max` extents or for any other reason, and may run past the end of `range`.
     ///
     /// Clients ask extent by extent before they copy: the answer should come from memory, and each extent be as long as
     /// it can.

@@ -15,7 +15,7 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
-    /// Opens a file of whole sectors for reading and, unless it is only to be read, for writing. The file is not locked.
+    /// Opens a file of whole sectors for reading and, unless it is only to be read, for writing. It is not locked.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenFileError> {
         let failed = |source| OpenFileError::Open { path: path.to_owned(), source };
         let file = File::options().read(true).write(!read_only).open(path).map_err(failed)?;

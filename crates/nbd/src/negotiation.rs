@@ -111,8 +111,8 @@ impl<'a> Negotiation<'a> {
         self.draining = true;
     }
 
-    /// Takes bytes of the client and appends the answer to `output`. Gives how many bytes it took, at most up to the end
-    /// of one option, so that an answer is one write (spec A.1); the rest is fed again, or is the first request.
+    /// Takes bytes of the client and appends the answer to `output`. Gives how many bytes it took, at most up to the
+    /// end of one option, so that an answer is one write (spec A.1); the rest is fed again, or is the first request.
     pub fn feed(&mut self, input: &[u8], output: &mut Vec<u8>) -> (usize, Step) {
         let mut taken = 0;
         loop {

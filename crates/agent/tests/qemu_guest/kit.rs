@@ -18,7 +18,7 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("dpkg", "dpkg"),
     ("apt-get", "apt"),
 ];
-/// Modules of Debian's kernel that are needed to reach the disk and the agent's port, in the order of their dependencies.
+/// Modules of Debian's kernel that lead to the disk and the agent's port, in the order of their dependencies.
 const MODULES: [&str; 7] = [
     "virtio/virtio_ring",
     "virtio/virtio",
