@@ -67,11 +67,13 @@ mod disk_file;
 mod guest;
 mod inventory;
 mod protection;
+mod vm_state;
 
 mod checkpoint;
 mod checkpoint_list;
 mod config_file;
 mod definition;
+mod reached;
 
 mod changes;
 mod frozen;
@@ -83,9 +85,7 @@ mod power;
 mod recreate;
 
 pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
-pub use checkpoint::{
-    Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FreezeHooks, FrozenDisk, GuestBackup, Reached,
-};
+pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FreezeHooks, FrozenDisk, GuestBackup};
 pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
 pub use cluster::{Cluster, ClusteredVm, is_on_cluster_shared_volume};
 pub use config_file::ConfigFile;
@@ -95,15 +95,15 @@ pub use error::{CreateError, Error, ErrorKind, JobFailure};
 pub use frozen::{ChainMember, FrozenReader};
 pub use guest::{Guest, GuestFamily};
 pub use host::{Host, HostFacts, ProbeError};
-pub use inventory::{
-    ExcludedDisk, Exclusion, FindError, Operation, TrackingSupport, UnreadableDisk, Vm, VmDisk, VmState, VssReadiness,
-};
+pub use inventory::{ExcludedDisk, Exclusion, FindError, TrackingSupport, UnreadableDisk, Vm, VmDisk, VssReadiness};
 pub use job::{Cancel, JobLimits};
 pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};
 pub use names::{ControllerKind, DiskSlot, NotASlot, VmId, file_name, slot_part};
 pub use protection::{Caution, FullOnly, Impossible, Protection};
+pub use reached::Reached;
 pub use recreate::{
     ConfigurationVersions, Difference, Identity, MacChoice, NetworkChoice, Obstacle, ObstacleCode, PlannedVm,
     RecreateWarning, Recreated, Recreation, RestoredDisk, Severity, TpmChoice, Way, Why,
 };
 pub use reference_point::{Conversion, DiskTracking, ReferencePoint, TrackingDefect};
+pub use vm_state::{Operation, VmState};

@@ -7,10 +7,10 @@ use vhdx::Guid;
 use crate::checkpoint_list::LOOK_AGAIN_AFTER;
 use crate::devices::{DiskRole, disk_devices};
 use crate::host::MANAGEMENT_SERVICE;
-use crate::inventory::{COMPONENT, DEVICES, MEDIA, Operation, SETTINGS, is_active};
+use crate::inventory::{COMPONENT, DEVICES, MEDIA, SETTINGS, is_active};
 use crate::job::{Invocation, JobLimits};
 use crate::seam::{CimValue, Instance};
-use crate::{Error, ErrorKind, FrozenDisk, Host, VmId, cim_xml, wql};
+use crate::{Error, ErrorKind, FrozenDisk, Host, Operation, VmId, cim_xml, wql};
 
 /// What a disk's chain was before the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

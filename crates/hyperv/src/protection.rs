@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use crate::inventory::Operation;
-use crate::{DiskFormat, DiskSlot, Exclusion, TrackingSupport, Vm, VmDisk, VmState, VssReadiness};
+use crate::{DiskFormat, DiskSlot, Exclusion, Operation, TrackingSupport, Vm, VmDisk, VmState, VssReadiness};
 
 /// What backups of a VM are. Its text is one sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
