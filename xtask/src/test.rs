@@ -55,7 +55,8 @@ fn commands(workspace: &Workspace, options: &Options) -> Result<Vec<Command>> {
         fs::remove_dir_all(&names).with_context(|| format!("delete {}", names.display()))?;
     }
     test.env("HYPERV_SIM_RECORD", &names);
-    let mut used = cargo("test --package hyperv_sim --test every_name a_whole_run -- --show-output");
+    // Of the whole workspace, as before: for one package alone the dependencies would be built again, with less in them.
+    let mut used = cargo("test --workspace --test every_name a_whole_run -- --show-output");
     used.env("HYPERV_SIM_RECORDED", &names);
     let mut doc = cargo("doc --workspace --no-deps");
     doc.env("RUSTDOCFLAGS", "-D warnings");
