@@ -108,12 +108,20 @@ pub fn machine_file() -> PathBuf {
 }
 
 /// Where this machine keeps what belongs to no user: journals, locks, the service's log.
+#[cfg(not(windows))]
 pub fn machine_folder() -> PathBuf {
-    if cfg!(windows) {
-        PathBuf::from(std::env::var_os("ProgramData").unwrap_or_else(|| r"C:\ProgramData".into())).join("e3")
-    } else {
-        "/var/lib/e3".into()
-    }
+    "/var/lib/e3".into()
+}
+
+/// The same: below ProgramData as the system has it. The environment is no witness: any user can set it, and a service
+/// need not have the one that its installer had.
+#[cfg(windows)]
+pub fn machine_folder() -> PathBuf {
+    const PROFILES: &str = r"SOFTWARE\Microsoft\Windows NT\CurrentVersion\ProfileList";
+    let drive = std::env::var("SystemDrive").unwrap_or_else(|_| "C:".into());
+    let folder = windows_registry::LOCAL_MACHINE.open(PROFILES).and_then(|key| key.get_string("ProgramData"));
+    let folder = folder.ok().filter(|folder| !folder.is_empty()).unwrap_or_else(|| r"%SystemDrive%\ProgramData".into());
+    PathBuf::from(folder.replace("%SystemDrive%", &drive)).join("e3")
 }
 
 #[cfg(test)]

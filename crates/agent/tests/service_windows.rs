@@ -49,7 +49,7 @@ impl Drop for Installed<'_> {
 }
 
 fn machine_folder() -> PathBuf {
-    PathBuf::from(std::env::var_os("ProgramData").unwrap()).join("e3")
+    PathBuf::from(format!(r"{}\ProgramData\e3", std::env::var("SystemDrive").unwrap()))
 }
 
 fn machine_config() -> PathBuf {

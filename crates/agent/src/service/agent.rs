@@ -55,6 +55,12 @@ pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<()
     Ok(())
 }
 
+/// Whether [`run`] would start with the configuration as it is.
+#[cfg_attr(not(windows), expect(dead_code, reason = "in the foreground the start itself says so"))]
+pub fn check_configuration(global: &Global) -> Result<(), Failure> {
+    check(&Context::new(global.clone())?)
+}
+
 /// What a start needs of the configuration.
 fn check(context: &Context) -> Result<(), Failure> {
     let wrong = |why: String| {

@@ -26,6 +26,7 @@ const ERROR_SERVICE_EXISTS: i32 = 1073;
 const ERROR_SERVICE_DOES_NOT_EXIST: i32 = 1060;
 const ERROR_SERVICE_ALREADY_RUNNING: i32 = 1056;
 const ERROR_SERVICE_NOT_ACTIVE: i32 = 1062;
+const ERROR_INVALID_LEVEL: i32 = 124;
 const ERROR_ACCESS_DENIED: i32 = 5;
 
 pub fn install(start_it: bool) -> Result<Outcome, Failure> {
@@ -67,19 +68,35 @@ pub fn install(start_it: bool) -> Result<Outcome, Failure> {
 }
 
 fn configure(service: &Service) -> windows_service::Result<()> {
-    service.set_description("Backs up the virtual machines of this host, by the jobs of its configuration.")?;
-    service.set_delayed_auto_start(true)?;
-    service.set_preshutdown_timeout(PRESHUTDOWN_LIMIT)?;
     let restart =
         |seconds| ServiceAction { action_type: ServiceActionType::Restart, delay: Duration::from_secs(seconds) };
-    service.update_failure_actions(ServiceFailureActions {
+    let failure_actions = ServiceFailureActions {
         reset_period: ServiceFailureResetPeriod::After(Duration::from_secs(24 * 3600)),
         reboot_msg: None,
         command: None,
         actions: Some(vec![restart(10), restart(60), restart(300)]),
-    })?;
-    // An end with an error code counts as a failure like a crash.
-    service.set_failure_actions_on_non_crash_failures(true)
+    };
+    let settings = [
+        (
+            "a description",
+            service.set_description("Backs up the virtual machines of this host, by the jobs of its configuration."),
+        ),
+        ("a delayed start", service.set_delayed_auto_start(true)),
+        ("a time to end before a shutdown", service.set_preshutdown_timeout(PRESHUTDOWN_LIMIT)),
+        ("restarts after a failure", service.update_failure_actions(failure_actions)),
+        // An end with an error code counts as a failure like a crash.
+        ("restarts after an end with an error", service.set_failure_actions_on_non_crash_failures(true)),
+    ];
+    for (name, result) in settings {
+        match result {
+            // Some service managers know less; the service works without any of these.
+            Err(error) if code(&error) == Some(ERROR_INVALID_LEVEL) => {
+                note(&format!("note       this system's service manager does not take {name}"));
+            }
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 pub fn start() -> Result<Outcome, Failure> {
@@ -185,7 +202,9 @@ fn failed(what: &str, error: &windows_service::Error) -> Failure {
         Some(ERROR_SERVICE_DOES_NOT_EXIST) => {
             failure.with_code(Code::NotFound).with_steps(&["install it first: `service install`"])
         }
-        _ => failure.with_code(Code::HostFailed),
+        _ => failure
+            .with_code(Code::HostFailed)
+            .with_steps(&["look at the service in services.msc", "run it again with -v"]),
     }
 }
 

@@ -74,6 +74,12 @@ fn service_main(_arguments: Vec<OsString>) {
         Ok(handle) => handle,
         Err(error) => return log.tell(EventKind::Problem, &format!("the service manager does not answer: {error}")),
     };
+    report(handle, ServiceState::StartPending, 0, ServiceExitCode::NO_ERROR);
+    // Before it counts as running: whoever starts it is told.
+    if let Err(failure) = agent::check_configuration(&global) {
+        log.tell(EventKind::Problem, &failure.to_string());
+        return report(handle, ServiceState::Stopped, 0, ServiceExitCode::ServiceSpecific(failure.exit().into()));
+    }
     report(handle, ServiceState::Running, 0, ServiceExitCode::NO_ERROR);
     let result = std::thread::scope(|scope| {
         let agent = scope.spawn(|| agent::run(&global, &control, &log));
@@ -138,7 +144,7 @@ fn report(handle: ServiceStatusHandle, state: ServiceState, checkpoint: u32, exi
         }
         _ => ServiceControlAccept::empty(),
     };
-    let pending = state == ServiceState::StopPending;
+    let pending = matches!(state, ServiceState::StartPending | ServiceState::StopPending);
     let status = ServiceStatus {
         service_type: ServiceType::OWN_PROCESS,
         current_state: state,
