@@ -62,7 +62,7 @@ fn commands(workspace: &Workspace, options: &Options) -> Result<Vec<Command>> {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     // The Windows half has its own toolchain and its own summary; its lines count here too.
     let mut windows = Command::new(env::current_exe().context("find this program")?);
-    windows.arg("windows").args(options.offline.then_some("--offline"));
+    windows.arg("windows").args(options.offline.then_some("--offline")).args((!options.long).then_some("--sample"));
     Ok(vec![
         cargo("fmt --all --check"),
         cargo("clippy --workspace --all-targets -- -D warnings"),

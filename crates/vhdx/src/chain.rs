@@ -327,9 +327,15 @@ pub(crate) fn open_regular(path: &Path, options: &std::fs::OpenOptions) -> Resul
         // Opening a pipe must not wait for its other end. Without a meaning for regular files.
         &options.clone().custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).to_owned()
     };
-    let file = options.open(path).map_err(failed("open"))?;
+    let not_regular = || OpenError::Unsupported { what: format!("{} is not a regular file", path.display()) };
+    let file = match options.open(path) {
+        Ok(file) => file,
+        // Windows opens no folder as a file, and calls that "access denied".
+        Err(_) if path.is_dir() => return Err(not_regular()),
+        Err(error) => return Err(failed("open")(error)),
+    };
     if !file.metadata().map_err(failed("examine"))?.is_file() {
-        return Err(OpenError::Unsupported { what: format!("{} is not a regular file", path.display()) });
+        return Err(not_regular());
     }
     Ok(file)
 }
