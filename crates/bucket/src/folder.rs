@@ -289,7 +289,7 @@ impl TempFile {
     }
 
     fn rename(&mut self, final_path: &Path) -> io::Result<()> {
-        fs::rename(self.path(), final_path)?;
+        rename_over(self.path(), final_path)?;
         self.path = None;
         Ok(())
     }
@@ -317,6 +317,31 @@ impl TempFile {
     fn rename_if_absent(&mut self, _final_path: &Path, link_error: io::Error) -> io::Result<()> {
         Err(link_error)
     }
+}
+
+#[cfg(not(windows))]
+fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// Others may have the file open for a moment, and not every file system of Windows replaces it under them: a reader of
+/// ours, or a virus scanner that looks at what is new.
+#[cfg(windows)]
+fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    const ERROR_ACCESS_DENIED: i32 = 5;
+    const ERROR_SHARING_VIOLATION: i32 = 32;
+    for pause_ms in [1, 2, 5, 10, 20, 50, 100, 200, 500] {
+        match fs::rename(from, to) {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(ERROR_ACCESS_DENIED | ERROR_SHARING_VIOLATION))
+                    && !to.is_dir() =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+            }
+            result => return result,
+        }
+    }
+    fs::rename(from, to)
 }
 
 impl Drop for TempFile {

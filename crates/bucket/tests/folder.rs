@@ -149,6 +149,11 @@ impl Drop for SetWhenDropped<'_> {
 
 #[test]
 fn listing_beside_writers_never_fails() {
+    // Only Wine has this program.
+    if Path::new(r"C:\windows\system32\winecfg.exe").is_file() {
+        println!("SKIPPED listing_beside_writers_never_fails: Wine calls a directory that goes away an invalid name");
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     folder.put("p/stays/x", &[b"x"], &PutOptions::default()).unwrap();
