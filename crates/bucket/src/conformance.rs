@@ -20,18 +20,14 @@ pub struct Abilities {
     pub if_match: bool,
     /// Locks objects on put.
     pub retention: bool,
+    /// Replaces an object although somebody always reads it.
+    pub replaced_while_read: bool,
 }
 
 /// Runs the suite; panics, naming the rule, where the bucket breaks one. Everything happens under a prefix of its
 /// own, which is left empty.
 pub fn run(bucket: &dyn Bucket, abilities: Abilities) {
-    // More than two pages of an S3 listing.
-    run_listing(bucket, abilities, 2500);
-}
-
-/// The same with so many objects in the longest listing: whole hundreds, at least two.
-pub fn run_listing(bucket: &dyn Bucket, abilities: Abilities, listed_objects: usize) {
-    let suite = Suite { bucket, base: format!("conformance-{}/", random_hex()), listed_objects };
+    let suite = Suite { bucket, base: format!("conformance-{}/", random_hex()) };
     suite.bodies_come_back();
     suite.odd_keys_are_kept();
     suite.bad_keys_are_refused();
@@ -43,7 +39,9 @@ pub fn run_listing(bucket: &dyn Bucket, abilities: Abilities, listed_objects: us
     suite.listings_stop_and_may_delete();
     suite.if_absent_has_one_winner();
     suite.if_match_is_honoured(abilities.if_match);
-    suite.no_reader_sees_half_a_body();
+    if abilities.replaced_while_read {
+        suite.no_reader_sees_half_a_body();
+    }
     if !abilities.retention {
         suite.retention_is_refused();
     }
@@ -56,7 +54,6 @@ pub fn run_listing(bucket: &dyn Bucket, abilities: Abilities, listed_objects: us
 struct Suite<'a> {
     bucket: &'a dyn Bucket,
     base: String,
-    listed_objects: usize,
 }
 
 impl Suite<'_> {
@@ -229,14 +226,14 @@ impl Suite<'_> {
     }
 
     fn listings_go_over_pages(&self) {
-        let count = self.listed_objects;
+        const COUNT: usize = 2500;
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= count {
+                        if number >= COUNT {
                             return;
                         }
                         self.put(&format!("pages/{number:04}"), &vec![0; number % 7]);
@@ -245,27 +242,25 @@ impl Suite<'_> {
             }
         });
         let found = self.list("pages/");
-        assert_eq!(found.len(), count, "all {count} are listed");
+        assert_eq!(found.len(), COUNT, "all {COUNT} are listed");
         for (number, (key, object)) in found.into_iter().enumerate() {
             assert_eq!((key, object.len_bytes), (self.key(&format!("pages/{number:04}")), (number % 7) as u64));
         }
-        assert_eq!(self.list(&format!("pages/{:02}", count / 100 - 2)).len(), 100);
+        assert_eq!(self.list("pages/23").len(), 100);
     }
 
     fn listings_stop_and_may_delete(&self) {
-        // In the middle of a page, where there are pages.
-        let (stop_at, deleted) = (self.listed_objects * 11 / 25, self.listed_objects / 2);
         let mut shown = 0;
         self.bucket
             .list(&self.key("pages/"), &mut |_| {
                 shown += 1;
-                if shown == stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if shown == 1100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
             .unwrap();
-        assert_eq!(shown, stop_at, "a listing ends where the visitor says");
+        assert_eq!(shown, 1100, "a listing ends where the visitor says");
 
         // Deleting what is being shown hides no other object.
-        let keys: Vec<String> = (0..deleted).map(|number| self.key(&format!("pages/{number:04}"))).collect();
+        let keys: Vec<String> = (0..COUNT_DELETED).map(|number| self.key(&format!("pages/{number:04}"))).collect();
         let mut others = 0;
         self.bucket
             .list(&self.key("pages/"), &mut |object| {
@@ -277,8 +272,8 @@ impl Suite<'_> {
                 ControlFlow::Continue(())
             })
             .unwrap();
-        assert_eq!(others, self.listed_objects - deleted, "objects hidden by deleting others");
-        assert_eq!(self.list("pages/").len(), self.listed_objects - deleted);
+        assert_eq!(others, 2500 - COUNT_DELETED, "objects hidden by deleting others");
+        assert_eq!(self.list("pages/").len(), 2500 - COUNT_DELETED);
     }
 
     fn if_absent_has_one_winner(&self) {
@@ -376,6 +371,8 @@ impl Suite<'_> {
         assert!(self.bucket.head(&key).unwrap_err().is_not_found(), "nothing is stored without its lock");
     }
 }
+
+const COUNT_DELETED: usize = 1250;
 
 struct SetWhenDropped<'a>(&'a AtomicBool);
 
