@@ -28,6 +28,13 @@ const DEBIAN_PACKAGES: [(&str, &str); 9] = [
     ("restic", "restic"),
 ];
 
+const QEMU_IMG: &str = "E3_TEST_QEMU_IMG";
+const KOPIA: &str = "E3_TEST_KOPIA";
+const WEED: &str = "E3_TEST_WEED";
+
+/// Environment variables that name peers to the tests.
+pub const VARIABLES: [&str; 3] = [QEMU_IMG, KOPIA, WEED];
+
 /// Whether missing peers are installed, or only found where they already are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Install {
@@ -61,7 +68,7 @@ impl Peers {
             Install::Nothing => Err(anyhow!("nothing is installed in this run")),
         };
         for (program, package) in DEBIAN_PACKAGES {
-            let variable = (program == "qemu-img").then_some("E3_TEST_QEMU_IMG");
+            let variable = (program == "qemu-img").then_some(QEMU_IMG);
             let found = given_by(variable).or_else(|| find_program(program)).ok_or_else(|| match &debian {
                 Err(why) => anyhow!("{why:#} (Debian package {package})"),
                 Ok(()) => anyhow!("Debian package {package} was installed, yet the program is not there"),
@@ -69,10 +76,10 @@ impl Peers {
             peers.record(program, variable, found);
         }
         let folder = workspace.target.join("peers");
-        let kopia = given_by(Some("E3_TEST_KOPIA")).map_or_else(|| build_kopia(workspace, &folder, install), Ok);
-        peers.record("kopia", Some("E3_TEST_KOPIA"), kopia);
-        let weed = given_by(Some("E3_TEST_WEED")).map_or_else(|| install_s3(workspace, &folder, install), Ok);
-        peers.record("weed", Some("E3_TEST_WEED"), weed);
+        let kopia = given_by(Some(KOPIA)).map_or_else(|| build_kopia(workspace, &folder, install), Ok);
+        peers.record("kopia", Some(KOPIA), kopia);
+        let weed = given_by(Some(WEED)).map_or_else(|| install_s3(workspace, &folder, install), Ok);
+        peers.record("weed", Some(WEED), weed);
         for peer in &peers.found {
             println!("peer {:18} {}", peer.name, peer.program.display());
         }
