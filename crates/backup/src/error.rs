@@ -29,6 +29,36 @@ pub enum BackupError {
         /// Why not, and what to do.
         problem: String,
     },
+    /// A volume of the VM has no room for a checkpoint, or no longer. Nothing is left on it.
+    #[error("back up {vm}: {volume} has {} MiB free, and a checkpoint needs {} MiB at least", free_bytes >> 20, needed_bytes >> 20)]
+    NoRoom {
+        /// Its name.
+        vm: String,
+        /// Drive, cluster volume or share.
+        volume: String,
+        /// Free now.
+        free_bytes: u64,
+        /// The limit.
+        needed_bytes: u64,
+    },
+    /// Earlier merges of the VM were not done: another checkpoint would make it worse.
+    #[error("back up {vm}: {disk} is {files} files deep, because earlier checkpoints were not merged")]
+    MergeStuck {
+        /// Its name.
+        vm: String,
+        /// The leaf.
+        disk: String,
+        /// Files of its chain.
+        files: usize,
+    },
+    /// The run took longer than a checkpoint may exist; it was removed.
+    #[error("back up {vm}: its checkpoint is {} minutes old, and the run is not done", age.as_secs() / 60)]
+    CheckpointTooOld {
+        /// Its name.
+        vm: String,
+        /// How old.
+        age: std::time::Duration,
+    },
     /// Another run works on the VM.
     #[error("back up {vm}: another run holds it{holder}")]
     Busy {

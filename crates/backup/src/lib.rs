@@ -25,6 +25,7 @@ mod point;
 mod recovery;
 mod restore;
 mod run;
+mod source_guard;
 mod state;
 #[cfg(test)]
 mod testing;
@@ -43,10 +44,11 @@ pub use point::{
 };
 pub use restore::{RestoreReport, TargetFormat, restore_disk};
 pub use run::{
-    BackupContext, BackupOptions, ConsistencyPolicy, RunStats, VmReport, Warning, WarningCode, back_up_vm, new_run_id,
+    BackupContext, BackupOptions, ConsistencyPolicy, GuardLimits, HostCost, RunStats, VmReport, Warning, WarningCode, back_up_vm, new_run_id,
     settle_vm,
 };
-pub use state::{HostState, VmJournal, VmLock};
+pub use source_guard::{ReadLimits, ReadTimes};
+pub use state::{HostState, PastRun, VmJournal, VmLock};
 pub use verify::{VerifyLevel, VerifyReport, verify_point};
 
 use serde::{Deserialize, Serialize};

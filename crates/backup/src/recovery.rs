@@ -29,8 +29,8 @@ pub(crate) fn recover(
     vm: &Vm,
     journal: &mut VmJournal,
 ) -> Result<Vec<String>, BackupError> {
-    let Some(intent) = journal.intent.clone() else { return Ok(Vec::new()) };
-    let mut done = Vec::new();
+    let mut done = remove_late(context, vm, journal)?;
+    let Some(intent) = journal.intent.clone() else { return Ok(done) };
     let failed = |what: &str| BackupError::host(format!("{what} of {}", vm.name));
     let host = context.host;
     // A checkpoint that a job is still making would appear behind our back.
@@ -125,21 +125,67 @@ pub(crate) fn supersede(
     Ok(())
 }
 
+/// Removes a checkpoint that came after its run had stopped to wait for it.
+pub(crate) fn remove_late(
+    context: &BackupContext<'_>,
+    vm: &Vm,
+    journal: &mut VmJournal,
+) -> Result<Vec<String>, BackupError> {
+    let Some(late) = journal.late.clone() else { return Ok(Vec::new()) };
+    wait_for_jobs(context, vm)?;
+    let done = remove_new_checkpoints(context, vm, &late.run_id, &late.tag, &late.known_checkpoints)?;
+    // While it has not appeared it stays in the journal, but not beyond the next run that ends well.
+    if !done.is_empty() {
+        journal.late = None;
+        context.state.write_journal(vm.id.as_str(), journal)?;
+    }
+    Ok(done)
+}
+
+/// Reference points that appeared since the intent was written, other than `kept`: what a conversion made that was
+/// then given up.
+pub(crate) fn remove_new_reference_points(
+    context: &BackupContext<'_>,
+    vm: &Vm,
+    intent: &Intent,
+    kept: Option<&str>,
+) -> Result<(), BackupError> {
+    let failed = |what: &str| BackupError::host(format!("{what} of {}", vm.name));
+    let points = context.host.list_reference_points(&vm.id).map_err(failed("list the reference points"))?;
+    for point in points {
+        let path = point.path.to_string();
+        if !intent.known_reference_points.contains(&path) && kept != Some(path.as_str()) {
+            context.host.destroy_reference_point(&point.path).map_err(failed("destroy a reference point"))?;
+        }
+    }
+    Ok(())
+}
+
 fn remove_checkpoints(context: &BackupContext<'_>, vm: &Vm, intent: &Intent) -> Result<Vec<String>, BackupError> {
+    remove_new_checkpoints(context, vm, &intent.run_id, &intent.tag, &intent.known_checkpoints)
+}
+
+fn remove_new_checkpoints(
+    context: &BackupContext<'_>,
+    vm: &Vm,
+    run_id: &str,
+    tag: &str,
+    known_checkpoints: &[String],
+) -> Result<Vec<String>, BackupError> {
     let host = context.host;
     let mut done = Vec::new();
     let checkpoints =
         host.list_checkpoints(&vm.id).map_err(BackupError::host(format!("list the checkpoints of {}", vm.name)))?;
     for checkpoint in checkpoints {
-        let appeared = !intent.known_checkpoints.contains(&checkpoint.path.to_string());
+        let appeared = !known_checkpoints.contains(&checkpoint.path.to_string());
         // Names are given at once, but not at the same instant: one without our name that was not there before is ours
         // too, unless it carries the name of another product's run.
         let ours =
-            checkpoint.kind == CheckpointKind::Recovery && appeared && !is_of_another(&checkpoint.name, &intent.tag);
-        if checkpoint.name == intent.tag || ours {
+            checkpoint.kind == CheckpointKind::Recovery && appeared && !is_of_another(&checkpoint.name, tag);
+        if checkpoint.name == tag || ours {
             host.destroy_checkpoint(&checkpoint.path)
                 .map_err(BackupError::host(format!("remove a leftover checkpoint of {}", vm.name)))?;
-            done.push(format!("removed the checkpoint of run {}, which had been cut off", intent.run_id));
+            done.push(format!("removed the checkpoint of run {run_id}, which had been cut off"));
         }
     }
     Ok(done)

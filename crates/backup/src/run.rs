@@ -16,7 +16,7 @@ use std::sync::Arc;
 use hyperv::{ChainBefore, ChainMember, FrozenDisk, Host, Vm};
 use kopia_repo::{Repository, SessionOptions, WriteSession};
 
-pub use self::options::{BackupOptions, ConsistencyPolicy};
+pub use self::options::{BackupOptions, ConsistencyPolicy, GuardLimits};
 use self::prepare::{Base, UserCheckpoints};
 pub use self::report::{RunStats, VmReport, Warning, WarningCode};
 use crate::commit::{DraftFile, PointDraft, commit, timestamp};

@@ -123,6 +123,37 @@ pub struct VmJournal {
     /// Reference points that are ours.
     #[serde(default)]
     pub reference_points: Vec<JournalReferencePoint>,
+    /// A request for a checkpoint that was given up while the host went on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<LateCheckpoint>,
+    /// The last runs that ended with a point, the newest last.
+    #[serde(default)]
+    pub history: Vec<PastRun>,
+}
+
+/// A checkpoint that may still appear after nobody waits for it any more (spec hyperv 11, row 15).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateCheckpoint {
+    /// The run that asked for it.
+    pub run_id: String,
+    /// The name that it would have been given.
+    pub tag: String,
+    /// Checkpoints that are not it: those that existed before, and the run's own later one.
+    pub known_checkpoints: Vec<String>,
+}
+
+/// What a run that ended with a point did to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRun {
+    /// The run.
+    pub run_id: String,
+    /// How long its checkpoint existed.
+    pub checkpoint_ms: u64,
+    /// The most bytes that the guest's own files had beside the frozen ones.
+    pub avhdx_peak_bytes: u64,
+    /// From the end of the checkpoint until the merge was seen; absent if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_ms: Option<u64>,
 }
 
 /// A run on a VM, from before its first deed.

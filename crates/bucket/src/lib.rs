@@ -44,6 +44,7 @@ mod s3;
 mod location;
 mod probe;
 mod random;
+mod rate;
 mod retry;
 
 #[cfg(feature = "test-support")]
@@ -62,6 +63,7 @@ pub use s3::{Addressing, Credentials, S3, S3Environment, S3Options, S3OptionsErr
 
 pub use location::{Location, OpenError, S3Location, UrlError, create, open, parse_url};
 pub use probe::{Capabilities, Verdict, probe};
+pub use rate::{Limiters, Rate, RateLimiter, Throttled};
 pub use retry::{Clock, RetryPolicy, Retrying, SystemClock};
 
 pub use faulty::{Call, Fault, Faulty, Tally};

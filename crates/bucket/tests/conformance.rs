@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bucket::conformance::{Abilities, run};
 use bucket::test_support::SeaweedFs;
-use bucket::{Clock, ErrorKind, Fault, Faulty, Folder, Memory, RetryPolicy, Retrying, Verdict, probe};
+use bucket::{Clock, ErrorKind, Fault, Faulty, Folder, Memory, RateLimiter, RetryPolicy, Retrying, Throttled, Verdict, probe};
 
 #[test]
 fn memory() {
@@ -41,6 +41,14 @@ impl Clock for Impatient {
     fn sleep(&self, _: Duration) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn memory_behind_limits() {
+    let limiter = Arc::new(RateLimiter::new(Arc::new(Impatient(AtomicU64::new(0)))));
+    limiter.set_rate(|| Some(10 << 30));
+    let bucket = Throttled::new(Memory::new(), vec![limiter.clone()], vec![limiter]);
+    run(&bucket, Abilities { if_match: true, retention: false, replaced_while_read: true });
 }
 
 #[test]

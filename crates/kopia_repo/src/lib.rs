@@ -38,5 +38,5 @@ pub use restore_tree::{
     EntryFailure, EntryProblem, Owners, RestoreTreeError, RestoreTreeOptions, RestoreTreeReport, TreeEvent,
     base_name_of, restore_tree,
 };
-pub use session::{DIRECTORY_PREFIX, INDEX_PREFIX, SessionOptions, SessionStats, WriteSession, Written};
+pub use session::{DIRECTORY_PREFIX, INDEX_PREFIX, SessionOptions, SessionStats, SharedSession, WriteSession, Written};
 pub use snapshots::{Snapshot, object_of};

@@ -13,7 +13,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -67,7 +67,8 @@ pub struct SessionStats {
     pub data_bytes: u64,
     /// Bytes of stored contents with a prefix (index streams, directories, manifests), as they lie in packs.
     pub metadata_bytes: u64,
-    /// Every byte put to the storage: packs with their padding and local index, index blobs, session markers.
+    /// Every byte put to the storage, by all who share the session: packs with their padding and local index, index
+    /// blobs, session markers.
     pub uploaded_bytes: u64,
 }
 
@@ -87,9 +88,20 @@ impl Default for SessionOptions {
 
 /// Adds contents and manifests to a repository. Nothing is visible to anybody before [`flush`](Self::flush) returns.
 ///
-/// Dropping a session without a flush leaves packs that no index names, which maintenance removes, and takes back the
-/// session marker.
+/// Several may [share](Self::share) their packs and threads. Dropping the last one without a flush leaves packs that no
+/// index names, which maintenance removes, and takes back the session marker.
 pub struct WriteSession {
+    core: Arc<Core>,
+    /// What was written through this one.
+    counters: Counters,
+}
+
+/// Finds the session that others are writing with, so that all share one set of packs, buffers and upload threads:
+/// memory does not grow with their number, and what they write at the same time is stored once.
+#[derive(Default)]
+pub struct SharedSession(Mutex<Weak<Core>>);
+
+struct Core {
     shared: Arc<Shared>,
     gate: RwLock<()>,
     data_pack: PackSlot,
@@ -108,7 +120,7 @@ struct Shared {
     repo: Arc<Repository>,
     /// Claimed or written here and not yet in the repository's index.
     pending: Mutex<HashSet<ContentId>>,
-    counters: Counters,
+    uploaded_bytes: AtomicU64,
     failure: Mutex<Option<(String, Option<bucket::ErrorKind>)>>,
 }
 
@@ -118,7 +130,8 @@ struct Counters {
     known_contents: AtomicU64,
     data_bytes: AtomicU64,
     metadata_bytes: AtomicU64,
-    uploaded_bytes: AtomicU64,
+    /// Of the core, when this count began.
+    uploaded_before: u64,
 }
 
 /// What is flushed together: one Kopia session with its marker, its packs and their index entries.
@@ -166,15 +179,116 @@ struct Scratch {
     sealed: Vec<u8>,
 }
 
+impl SharedSession {
+    /// The session that others write with, if there is one for this repository that has not failed; else a new one.
+    pub fn open(&self, repo: &Arc<Repository>, options: SessionOptions) -> Result<WriteSession, WriteError> {
+        let mut current = lock(&self.0);
+        if let Some(core) = current.upgrade()
+            && Arc::ptr_eq(&core.shared.repo, repo)
+            && core.check_alive().is_ok()
+        {
+            return Ok(WriteSession::of(core));
+        }
+        let session = WriteSession::new(repo.clone(), options)?;
+        *current = Arc::downgrade(&session.core);
+        Ok(session)
+    }
+}
+
 impl WriteSession {
     /// Starts a session. Nothing is written before the first content.
     pub fn new(repo: Arc<Repository>, options: SessionOptions) -> Result<Self, WriteError> {
+        Ok(Self::of(Arc::new(Core::new(repo, options)?)))
+    }
+
+    fn of(core: Arc<Core>) -> Self {
+        let uploaded_before = core.shared.uploaded_bytes.load(Ordering::Relaxed);
+        Self { core, counters: Counters { uploaded_before, ..Counters::default() } }
+    }
+
+    /// Another one with counters of its own. A failure of one is a failure of both; a flush of one flushes both.
+    pub fn share(&self) -> Self {
+        Self::of(self.core.clone())
+    }
+
+    /// The repository written to.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.core.shared.repo
+    }
+
+    /// Tells the storage now what the first pack would tell it: a storage that does not answer, or whose clock is not
+    /// ours, is found out before anything depends on the session.
+    pub fn begin(&self) -> Result<(), WriteError> {
+        self.core.check_alive()?;
+        let generation = lock(&self.core.generation).clone();
+        match generation.write_marker(&self.core.shared.repo) {
+            Ok(bytes) => {
+                self.core.shared.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(self.core.shared.fail(error)),
+        }
+    }
+
+    /// Stores `data` unless the repository has it (spec 3.9). The name is returned at once; the bytes are safe, and
+    /// visible to others, after the next [`flush`](Self::flush).
+    pub fn write_content(
+        &self,
+        data: &[u8],
+        prefix: Option<u8>,
+        compression: Option<CompressionId>,
+    ) -> Result<Written, WriteError> {
+        self.core.write_content(&self.counters, data, prefix, compression)
+    }
+
+    /// Queues a manifest; it becomes visible with the next flush, together with all it refers to.
+    pub fn put_manifest(
+        &self,
+        labels: impl IntoIterator<Item = (String, String)>,
+        data: &impl serde::Serialize,
+    ) -> String {
+        let entry = ManifestEntry::new(labels.into_iter().collect(), self.core.shared.repo.timestamp(), data)
+            .expect("manifest payloads are plain data");
+        let id = entry.id.clone();
+        lock(&self.core.manifests).push(entry);
+        id
+    }
+
+    /// Queues the deletion of a manifest, `modified` as it was read.
+    pub fn delete_manifest(&self, id: &str, modified: Timestamp) {
+        // The tombstone must be later than what it deletes, also when that came from a clock ahead of ours.
+        let after = modified.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap_or(modified);
+        let tombstone = ManifestEntry::tombstone(id, self.core.shared.repo.timestamp().max(after));
+        lock(&self.core.manifests).push(tombstone);
+    }
+
+    /// Makes everything written so far durable and visible: packs, then index, then the markers go (spec 3.11).
+    pub fn flush(&self) -> Result<(), WriteError> {
+        let _one = lock(&self.core.flushing);
+        self.core.flush_locked(&self.counters)
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> SessionStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SessionStats {
+            new_contents: read(&self.counters.new_contents),
+            known_contents: read(&self.counters.known_contents),
+            data_bytes: read(&self.counters.data_bytes),
+            metadata_bytes: read(&self.counters.metadata_bytes),
+            uploaded_bytes: read(&self.core.shared.uploaded_bytes) - self.counters.uploaded_before,
+        }
+    }
+}
+
+impl Core {
+    fn new(repo: Arc<Repository>, options: SessionOptions) -> Result<Self, WriteError> {
         repo.check_writable()?;
         let generation = Mutex::new(Arc::new(Generation::new(&repo)));
         let shared = Arc::new(Shared {
             repo,
             pending: Mutex::default(),
-            counters: Counters::default(),
+            uploaded_bytes: AtomicU64::default(),
             failure: Mutex::default(),
         });
         let parallel_uploads = options.parallel_uploads.max(1);
@@ -207,15 +321,9 @@ impl WriteSession {
         })
     }
 
-    /// The repository written to.
-    pub fn repository(&self) -> &Arc<Repository> {
-        &self.shared.repo
-    }
-
-    /// Stores `data` unless the repository has it (spec 3.9). The name is returned at once; the bytes are safe, and
-    /// visible to others, after the next [`flush`](Self::flush).
-    pub fn write_content(
+    fn write_content(
         &self,
+        counters: &Counters,
         data: &[u8],
         prefix: Option<u8>,
         compression: Option<CompressionId>,
@@ -224,18 +332,18 @@ impl WriteSession {
         if data.len() >= 1 << 27 {
             return Err(WriteError::ContentTooLong { len: data.len() });
         }
-        self.flush_if_due()?;
+        self.flush_if_due(counters)?;
         let id = self.shared.repo.content_id(data, prefix);
         let gate = self.gate.read().expect("no panic while held");
         let superseded = match self.claim(id)? {
             Claim::Known => {
-                self.shared.counters.known_contents.fetch_add(1, Ordering::Relaxed);
+                counters.known_contents.fetch_add(1, Ordering::Relaxed);
                 return Ok(Written { id, stored_bytes: 0 });
             }
             Claim::New { superseded_at } => superseded_at,
         };
         let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
-        let result = self.store(id, data, compression, superseded, &mut scratch);
+        let result = self.store(counters, id, data, compression, superseded, &mut scratch);
         lock(&self.scratch).push(scratch);
         drop(gate);
         match result {
@@ -266,8 +374,10 @@ impl WriteSession {
         Ok(claim)
     }
 
+    #[allow(clippy::too_many_arguments)] // the one place where a content is made
     fn store(
         &self,
+        counters: &Counters,
         id: ContentId,
         data: &[u8],
         compression: Option<CompressionId>,
@@ -289,11 +399,11 @@ impl WriteSession {
 
         let stored_bytes = u32::try_from(sealed.len()).map_err(|_| WriteError::ContentTooLong { len: data.len() })?;
         let (slot, bytes) = match id.prefix() {
-            None => (&self.data_pack, &self.shared.counters.data_bytes),
-            Some(_) => (&self.metadata_pack, &self.shared.counters.metadata_bytes),
+            None => (&self.data_pack, &counters.data_bytes),
+            Some(_) => (&self.metadata_pack, &counters.metadata_bytes),
         };
         bytes.fetch_add(stored_bytes.into(), Ordering::Relaxed);
-        self.shared.counters.new_contents.fetch_add(1, Ordering::Relaxed);
+        counters.new_contents.fetch_add(1, Ordering::Relaxed);
 
         let now = unix_seconds(repo.now());
         let mut open = lock(&slot.open);
@@ -338,33 +448,7 @@ impl WriteSession {
         self.check_alive()
     }
 
-    /// Queues a manifest; it becomes visible with the next flush, together with all it refers to.
-    pub fn put_manifest(
-        &self,
-        labels: impl IntoIterator<Item = (String, String)>,
-        data: &impl serde::Serialize,
-    ) -> String {
-        let entry = ManifestEntry::new(labels.into_iter().collect(), self.shared.repo.timestamp(), data)
-            .expect("manifest payloads are plain data");
-        let id = entry.id.clone();
-        lock(&self.manifests).push(entry);
-        id
-    }
-
-    /// Queues the deletion of a manifest, `modified` as it was read.
-    pub fn delete_manifest(&self, id: &str, modified: Timestamp) {
-        // The tombstone must be later than what it deletes, also when that came from a clock ahead of ours.
-        let after = modified.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap_or(modified);
-        lock(&self.manifests).push(ManifestEntry::tombstone(id, self.shared.repo.timestamp().max(after)));
-    }
-
-    /// Makes everything written so far durable and visible: packs, then index, then the markers go (spec 3.11).
-    pub fn flush(&self) -> Result<(), WriteError> {
-        let _one = lock(&self.flushing);
-        self.flush_locked()
-    }
-
-    fn flush_if_due(&self) -> Result<(), WriteError> {
+    fn flush_if_due(&self, counters: &Counters) -> Result<(), WriteError> {
         let due = {
             let generation = lock(&self.generation);
             let entries = generation.entry_count.load(Ordering::Relaxed);
@@ -372,14 +456,14 @@ impl WriteSession {
             entries >= FLUSH_ENTRIES || (entries > 0 && age >= FLUSH_INTERVAL)
         };
         if due && let Ok(_one) = self.flushing.try_lock() {
-            return self.flush_locked();
+            return self.flush_locked(counters);
         }
         Ok(())
     }
 
-    fn flush_locked(&self) -> Result<(), WriteError> {
+    fn flush_locked(&self, counters: &Counters) -> Result<(), WriteError> {
         self.check_alive()?;
-        self.write_queued_manifests()?;
+        self.write_queued_manifests(counters)?;
         let (generation, packs) = {
             let _gate = self.gate.write().expect("no panic while held");
             let packs: Vec<_> = [&self.data_pack, &self.metadata_pack]
@@ -403,7 +487,7 @@ impl WriteSession {
                 .repo
                 .write_index(entries, &generation.session_id)
                 .map_err(|error| self.shared.fail(error))?;
-            self.shared.counters.uploaded_bytes.fetch_add(written, Ordering::Relaxed);
+            self.shared.uploaded_bytes.fetch_add(written, Ordering::Relaxed);
             let mut pending = lock(&self.shared.pending);
             for id in ids {
                 pending.remove(&id);
@@ -412,7 +496,7 @@ impl WriteSession {
         generation.remove_marker(&self.shared.repo).map_err(|error| self.shared.fail(error))
     }
 
-    fn write_queued_manifests(&self) -> Result<(), WriteError> {
+    fn write_queued_manifests(&self, counters: &Counters) -> Result<(), WriteError> {
         let queued = std::mem::take(&mut *lock(&self.manifests));
         if queued.is_empty() {
             return Ok(());
@@ -423,24 +507,11 @@ impl WriteSession {
         lock(&self.shared.pending).insert(id);
         let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
         let compression = Some(CompressionId::ZSTD_FASTEST);
-        let stored = self.store(id, &payload, compression, None, &mut scratch);
+        let stored = self.store(counters, id, &payload, compression, None, &mut scratch);
         lock(&self.scratch).push(scratch);
         match stored.map_err(|error| self.shared.fail(error))? {
             (_, Some(full)) => self.send(full),
             (_, None) => Ok(()),
-        }
-    }
-
-    /// Counters so far.
-    pub fn stats(&self) -> SessionStats {
-        let counters = &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        SessionStats {
-            new_contents: read(&counters.new_contents),
-            known_contents: read(&counters.known_contents),
-            data_bytes: read(&counters.data_bytes),
-            metadata_bytes: read(&counters.metadata_bytes),
-            uploaded_bytes: read(&counters.uploaded_bytes),
         }
     }
 
@@ -452,7 +523,7 @@ impl WriteSession {
     }
 }
 
-impl Drop for WriteSession {
+impl Drop for Core {
     fn drop(&mut self) {
         self.uploads = None;
         for thread in self.uploaders.drain(..) {
@@ -514,7 +585,7 @@ impl Shared {
             .blobs()
             .put(&pack.id, &[&pack.bytes], self.repo.now())
             .map_err(WriteError::storage(format!("pack {}", pack.id)))?;
-        self.counters.uploaded_bytes.fetch_add(pack.bytes.len() as u64 + marker_bytes, Ordering::Relaxed);
+        self.uploaded_bytes.fetch_add(pack.bytes.len() as u64 + marker_bytes, Ordering::Relaxed);
         Ok(())
     }
 }

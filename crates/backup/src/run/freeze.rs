@@ -1,5 +1,7 @@
 //! The checkpoint, the definition of the VM in it, and its disks opened.
 
+use std::time::Duration;
+
 use hyperv::{
     ChainMember, Checkpoint, CheckpointRequest, CreateError, ErrorKind, FrozenDisk, FrozenReader, Vm, VmState,
     VssReadiness,
@@ -12,6 +14,7 @@ use crate::commit::DraftFile;
 use crate::decision::DiskFacts;
 use crate::error::chain_text;
 use crate::point::PointChainFile;
+use crate::state::LateCheckpoint;
 use crate::{BackupError, Consistency};
 
 /// Longest configuration file that is copied; real ones have a few MiB.
@@ -69,17 +72,95 @@ impl Run<'_> {
         Ok((checkpoint, consistency, lowered))
     }
 
-    fn create(&self, vm: &Vm, consistency: hyperv::Consistency) -> Result<Checkpoint, CreateError> {
+    /// Tries again where a later try can end differently (spec hyperv 11): the host was busy (row 7, three times), a
+    /// file was held (row 8, once), the guest was too slow or at work (row 13, once). The last failure is returned.
+    fn create(&mut self, vm: &Vm, consistency: hyperv::Consistency) -> Result<Checkpoint, CreateError> {
+        const BUSY_TRIES: u32 = 3;
+        let options = self.context.options;
+        let (mut busy, mut held, mut slow) = (0, 0, 0);
+        loop {
+            let error = match self.create_once(vm, consistency) {
+                Err(error) => error,
+                made => return made,
+            };
+            let is_busy = error.kind() == ErrorKind::Busy;
+            let pause = if is_busy && error.hresults().is_empty() && busy < BUSY_TRIES {
+                busy += 1;
+                options.busy_pause
+            } else if is_busy && !error.hresults().is_empty() && held == 0 {
+                held += 1;
+                options.busy_pause
+            } else if error.guest_may_recover() && slow == 0 {
+                slow += 1;
+                options.guest_pause
+            } else {
+                return Err(error);
+            };
+            tracing::warn!(vm = vm.name, error = %chain_text(&error), pause_s = pause.as_secs(), "no checkpoint yet");
+            self.phase(&vm.name, "waiting before another try at the checkpoint");
+            if !self.rest(pause) {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Sleeps, unless the run is cancelled meanwhile: then it says so at once.
+    fn rest(&self, pause: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(200);
+        let clock = &*self.context.host.seam().clock;
+        let start = clock.monotonic();
+        loop {
+            if self.context.cancel.is_cancelled() {
+                return false;
+            }
+            let left = pause.saturating_sub(clock.monotonic().saturating_sub(start));
+            if left.is_zero() {
+                return true;
+            }
+            clock.sleep(left.min(STEP));
+        }
+    }
+
+    fn create_once(&mut self, vm: &Vm, consistency: hyperv::Consistency) -> Result<Checkpoint, CreateError> {
         let request = CheckpointRequest {
             cancel: self.context.cancel.clone(),
             ..CheckpointRequest::new(consistency, self.intent().tag.clone())
         };
-        self.context.host.create_recovery_checkpoint(vm, &request).inspect_err(|error| {
+        let made = self.context.host.create_recovery_checkpoint(vm, &request).inspect_err(|error| {
             for path in &error.left_behind {
                 // Best effort now; the journal makes sure later.
                 let _ = self.context.host.destroy_checkpoint(path);
             }
-        })
+        });
+        let goes_on = match &made {
+            Ok(_) => false,
+            Err(error) => matches!(
+                error.error,
+                hyperv::Error::Timeout { job_ended: false, .. }
+                    | hyperv::Error::Cancelled { job_ended: false, .. }
+                    | hyperv::Error::OutcomeUnknown { .. }
+            ) || error.kind() == ErrorKind::Timeout,
+        };
+        if goes_on {
+            let intent = self.intent();
+            self.journal.late = Some(LateCheckpoint {
+                run_id: intent.run_id.clone(),
+                tag: intent.tag.clone(),
+                known_checkpoints: intent.known_checkpoints.clone(),
+            });
+            if let Err(error) = self.save(vm) {
+                tracing::error!(vm = vm.name, error = %chain_text(&error), "a late checkpoint could not be noted");
+            }
+        }
+        if let (Ok(checkpoint), Some(late)) = (&made, &mut self.journal.late) {
+            late.known_checkpoints.push(checkpoint.path.to_string());
+            // Before the checkpoint is worked on: after a crash it must not be taken for the late one. It is the
+            // intent's then, which is removed as well.
+            if let Err(error) = self.save(vm) {
+                tracing::error!(vm = vm.name, error = %chain_text(&error), "a late checkpoint could not be noted");
+            }
+        }
+        made
     }
 
     fn no_checkpoint(&self, vm: &Vm, error: CreateError) -> BackupError {

@@ -1,6 +1,9 @@
 //! What a backup says of itself.
 
+use std::time::Duration;
+
 use crate::point::{Point, PointDescription};
+use crate::source_guard::ReadTimes;
 
 /// What a backup did.
 #[derive(Clone, Debug)]
@@ -13,6 +16,21 @@ pub struct VmReport {
     pub warnings: Vec<Warning>,
     /// Counters.
     pub stats: RunStats,
+    /// What it did to the host.
+    pub host: HostCost,
+}
+
+/// What a run did to the host that the VM runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostCost {
+    /// How long the checkpoint existed.
+    pub checkpoint: Duration,
+    /// The most bytes that the guest's own files were seen to have beside the frozen ones.
+    pub avhdx_peak_bytes: u64,
+    /// From the end of the checkpoint until the merge was seen; `None` if it was not.
+    pub merge: Option<Duration>,
+    /// The source's answers.
+    pub reads: ReadTimes,
 }
 
 /// Something about a run that a person should know.
@@ -34,6 +52,10 @@ pub enum WarningCode {
     DiskLeftOut,
     /// The merge was not seen.
     MergePending,
+    /// A volume may be too small for the checkpoint.
+    LowSpace,
+    /// The host would not make a reference point: the next run goes on from an older instant, or is full.
+    ConversionFailed,
     /// The next run of a disk must be full.
     TrackingLost,
     /// Change tracking was wrong; the disk was read in full.
@@ -53,6 +75,8 @@ impl WarningCode {
             Self::ConsistencyLowered => "CONSISTENCY_LOWERED",
             Self::DiskLeftOut => "DISK_LEFT_OUT",
             Self::MergePending => "MERGE_PENDING",
+            Self::LowSpace => "LOW_SPACE",
+            Self::ConversionFailed => "CONVERSION_FAILED",
             Self::TrackingLost => "TRACKING_LOST",
             Self::TrackingLied => "TRACKING_LIED",
             Self::Foreign => "FOREIGN_CHECKPOINT",
