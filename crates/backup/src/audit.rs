@@ -79,7 +79,5 @@ fn sample(base: &DiskObject, changed: &[Range<u64>], mut random: impl FnMut() ->
 }
 
 fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    u64::from_ne_bytes(bytes)
+    u64::from_ne_bytes(random::bytes())
 }

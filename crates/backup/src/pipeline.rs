@@ -6,6 +6,9 @@
 //!             '──────────── buffers, reused ───────────'
 //! ```
 //!
+//! A client of the repository that does everything itself (`ClientOptions::inline`) has one thread, which takes each job
+//! through all three.
+//!
 //! The number of buffers bounds the memory; the window bounds how far fast jobs may run ahead of a slow one.
 
 use std::collections::BTreeMap;
@@ -54,6 +57,15 @@ pub(crate) enum Store<'a> {
     Contents(&'a WriteSession, Option<CompressionId>),
     /// Compute names only: for comparing with what is stored.
     Nothing(&'a kopia_repo::Repository),
+}
+
+impl Store<'_> {
+    fn is_inline(&self) -> bool {
+        match self {
+            Self::Contents(session, _) => session.repository().is_inline(),
+            Self::Nothing(repo) => repo.is_inline(),
+        }
+    }
 }
 
 /// Counters of the source side.
@@ -108,6 +120,9 @@ impl Pipeline<'_> {
         jobs: impl Iterator<Item = Result<Job, BackupError>> + Send,
         mut collect: impl FnMut(Done) -> Result<(), BackupError>,
     ) -> Result<(), BackupError> {
+        if self.store.is_inline() {
+            return self.run_inline(jobs, collect);
+        }
         let workers = std::thread::available_parallelism().map_or(2, |count| count.get());
         let buffers = READERS + 2 * workers;
         let jobs = Mutex::new((jobs, 0_u64));
@@ -196,6 +211,23 @@ impl Pipeline<'_> {
             return Err(BackupError::Cancelled);
         }
         failed.into_result()
+    }
+
+    fn run_inline(
+        &self,
+        jobs: impl Iterator<Item = Result<Job, BackupError>>,
+        mut collect: impl FnMut(Done) -> Result<(), BackupError>,
+    ) -> Result<(), BackupError> {
+        let mut buffer = Vec::new();
+        for job in jobs {
+            if self.cancel.is_cancelled() {
+                return Err(BackupError::Cancelled);
+            }
+            let job = job?;
+            self.read(job, &mut buffer)?;
+            collect(self.work(job, &buffer)?)?;
+        }
+        if self.cancel.is_cancelled() { Err(BackupError::Cancelled) } else { Ok(()) }
     }
 
     fn read(&self, job: Job, buffer: &mut Vec<u8>) -> Result<(), BackupError> {

@@ -244,7 +244,5 @@ pub(crate) fn sync_folder_of(path: &Path) -> std::io::Result<()> {
 
 /// Random lower-case hex digits, two per byte.
 pub(crate) fn random_hex(bytes: usize) -> String {
-    let mut random = vec![0; bytes];
-    getrandom::fill(&mut random).expect("the operating system gives random bytes");
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    random::hex(bytes)
 }

@@ -258,6 +258,6 @@ fn default_system(generation: u8) -> Properties {
 /// `0123-4567-…` as hosts make them up.
 fn serial() -> String {
     let digits: Vec<String> =
-        uuid::Uuid::new_v4().as_bytes().chunks(2).take(7).map(|pair| format!("{:04}", pair[0] as u16 * 39)).collect();
+        crate::state::new_uuid().as_bytes().chunks(2).take(7).map(|pair| format!("{:04}", pair[0] as u16 * 39)).collect();
     digits.join("-")
 }

@@ -480,5 +480,10 @@ pub(crate) fn version_number(version: &str) -> (u32, u32) {
 
 /// A new GUID in Hyper-V's spelling.
 pub(crate) fn new_guid() -> String {
-    uuid::Uuid::new_v4().hyphenated().to_string().to_uppercase()
+    new_uuid().hyphenated().to_string().to_uppercase()
+}
+
+/// A new random GUID.
+pub(crate) fn new_uuid() -> uuid::Uuid {
+    uuid::Builder::from_random_bytes(random::bytes()).into_uuid()
 }

@@ -51,7 +51,7 @@ struct Coarse {
 impl Record {
     /// Tracking begins.
     pub(crate) fn new() -> Self {
-        let lineage = uuid::Uuid::new_v4().hyphenated().to_string();
+        let lineage = crate::state::new_uuid().hyphenated().to_string();
         Self { lineage, next_sequence: 1, is_beginning: true, intervals: vec![Interval::default()] }
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct VhdWriter {
 /// Makes a fixed VHD of zeroes.
 pub(crate) fn create_fixed(path: &Path, size_bytes: u64) -> Result<(), LabError> {
     let file = File::create_new(path).map_err(LabError::io("create", path))?;
-    let footer = footer(FIXED, size_bytes, u64::MAX, uuid::Uuid::new_v4().as_bytes());
+    let footer = footer(FIXED, size_bytes, u64::MAX, crate::state::new_uuid().as_bytes());
     WriteAt::set_len(&file, size_bytes + FOOTER_BYTES).map_err(LabError::io("extend", path))?;
     file.write_all_at(&footer, size_bytes).map_err(LabError::io("write", path))
 }
@@ -69,7 +69,7 @@ pub(crate) fn create_child(path: &Path, parent: &Path, options: &OpenOptions) ->
     let sum = checksum(&header);
     put32(&mut header, 36, sum);
 
-    let footer = footer(DIFFERENCING, size_bytes, HEADER_AT, uuid::Uuid::new_v4().as_bytes());
+    let footer = footer(DIFFERENCING, size_bytes, HEADER_AT, crate::state::new_uuid().as_bytes());
     let file = File::create_new(path).map_err(LabError::io("create", path))?;
     let mut content = footer.to_vec();
     content.extend(header);

@@ -40,12 +40,15 @@ pub struct ClientOptions {
     pub hostname: String,
     /// Calendar time; every time stamp written comes from here.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Start no threads: everything is done by the caller, one thing after the other. Slower, and the storage sees the
+    /// same requests in the same order whenever the same is asked.
+    pub inline: bool,
 }
 
 impl ClientOptions {
     /// The machine's own clock.
     pub fn new(username: impl Into<String>, hostname: impl Into<String>) -> Self {
-        Self { username: username.into(), hostname: hostname.into(), clock: Arc::new(SystemTime::now) }
+        Self { username: username.into(), hostname: hostname.into(), clock: Arc::new(SystemTime::now), inline: false }
     }
 }
 
@@ -159,6 +162,21 @@ impl Repository {
 
     /// Opens a repository and loads its index (spec 2.10).
     pub fn open(storage: &Storage, password: &str, client: ClientOptions) -> Result<Arc<Self>, OpenError> {
+        Self::open_by(storage, client, |outer| outer.unlock(password))
+    }
+
+    /// Opens the same repository once more, as another client of it would, with the key at hand: deriving it from the
+    /// password takes a fraction of a second. A password that was changed since is reported as a wrong one.
+    pub fn open_beside(&self, storage: &Storage, client: ClientOptions) -> Result<Arc<Self>, OpenError> {
+        let earlier = self.format.read().expect("no panic while held").unlocked.clone();
+        Self::open_by(storage, client, |outer| outer.unlock_with(&earlier))
+    }
+
+    fn open_by(
+        storage: &Storage,
+        client: ClientOptions,
+        unlock: impl FnOnce(&FormatBlob) -> Result<UnlockedFormat, UnlockError>,
+    ) -> Result<Arc<Self>, OpenError> {
         let store = storage.bucket.display_name();
         let failed = |source| OpenError::Storage { store: storage.bucket.display_name(), source };
         let blobs = BlobStore::open(storage).map_err(failed)?;
@@ -169,7 +187,7 @@ impl Repository {
         };
         let damaged = |problem: String| OpenError::Damaged { store: storage.bucket.display_name(), problem };
         let outer = FormatBlob::parse(&json).map_err(|error| damaged(error.to_string()))?;
-        let unlocked = outer.unlock(password).map_err(|error| match error {
+        let unlocked = unlock(&outer).map_err(|error| match error {
             UnlockError::WrongPassword => OpenError::WrongPassword { store: store.clone() },
             other => OpenError::Unsupported { store: store.clone(), problem: other.to_string() },
         })?;
@@ -257,6 +275,11 @@ impl Repository {
 
     pub(crate) fn hostname(&self) -> &str {
         &self.client.hostname
+    }
+
+    /// Whether everything is done by the caller: see [`ClientOptions::inline`].
+    pub fn is_inline(&self) -> bool {
+        self.client.inline
     }
 
     pub(crate) fn blobs(&self) -> &BlobStore {
@@ -408,6 +431,9 @@ impl Repository {
                 loaded.push((number, self.load_layer(blob)));
             }
         };
+        if self.client.inline || blobs.len() == 1 {
+            return blobs.iter().map(|blob| self.load_layer(blob)).collect();
+        }
         let mut results: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..blobs.len().min(8)).map(|_| scope.spawn(load_some)).collect();
             threads.into_iter().flat_map(|thread| thread.join().expect("loading does not panic")).collect()

@@ -3,7 +3,8 @@
 //! Any number of threads call [`WriteSession::write_content`]; each hashes, compresses and encrypts on its own and
 //! holds a lock only to copy the result behind the others in the open pack. Full packs go to a few upload threads.
 //! A pack needs one of a fixed number of buffers before it is opened, so that a slow storage slows the callers
-//! instead of filling memory.
+//! instead of filling memory. A client without threads ([`ClientOptions::inline`](crate::ClientOptions::inline)) uploads
+//! a full pack where the others hand it over.
 //!
 //! Locks, in the order in which they may be taken: `gate`, an open pack, then `pending`, a [`Generation`]'s own
 //! fields. `gate` is held shared from claiming a content until it is in a pack, and exclusively while a flush swaps
@@ -294,7 +295,8 @@ impl Core {
         let parallel_uploads = options.parallel_uploads.max(1);
         // Its length is bounded by the number of buffers.
         let (uploads, receiver) = crossbeam_channel::unbounded::<ClosedPack>();
-        let uploaders = (0..parallel_uploads)
+        let threads = if shared.repo.is_inline() { 0 } else { parallel_uploads };
+        let uploaders = (0..threads)
             .map(|number| {
                 let (shared, receiver) = (shared.clone(), receiver.clone());
                 std::thread::Builder::new()
@@ -443,6 +445,10 @@ impl Core {
     }
 
     fn send(&self, closed: ClosedPack) -> Result<(), WriteError> {
+        if self.uploaders.is_empty() {
+            self.shared.upload(closed);
+            return self.check_alive();
+        }
         let uploads = self.uploads.as_ref().expect("present until dropped");
         uploads.send(closed).expect("upload threads live as long as the session");
         self.check_alive()
@@ -529,6 +535,10 @@ impl Drop for Core {
         for thread in self.uploaders.drain(..) {
             // A panic of an upload thread was already reported by its hook; there is nobody to tell here.
             let _ = thread.join();
+        }
+        // A panic may have come from the storage itself, or left a lock poisoned; a second one would end the process.
+        if std::thread::panicking() {
+            return;
         }
         // Best effort: a marker that stays only delays the collection of its packs by four days.
         let _ = lock(&self.generation).remove_marker(&self.shared.repo);

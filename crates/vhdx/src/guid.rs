@@ -33,7 +33,7 @@ impl Guid {
 
     /// A new random (version 4) GUID.
     pub fn random() -> Self {
-        Guid(uuid::Uuid::new_v4().to_bytes_le())
+        Guid(uuid::Builder::from_random_bytes(random::bytes()).into_uuid().to_bytes_le())
     }
 
     /// Whether this is [`Guid::ZERO`].
