@@ -1,5 +1,7 @@
-//! VMs backed up one after another, for the command line and for the running agent.
+//! VMs backed up, some at a time, for the command line and for the running agent.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use backup::{BackupContext, BackupError, PointDisk, ReadMode, VmReport, back_up_vm};
@@ -9,8 +11,40 @@ use serde_json::{Map, Value, json};
 
 use crate::failure::{Code, Failure};
 
+/// Backs all of them up, so many at a time, in their order. `each` is told of every one as it ends, with how many have
+/// ended, one at a time; the results are in the order of the VMs.
+pub fn back_up_all<'v>(
+    context: &BackupContext<'_>,
+    location: &Location,
+    vms: &'v [Vm],
+    run_id: &str,
+    at_once: usize,
+    each: impl Fn(usize, VmResult<'v>) -> VmResult<'v> + Sync,
+) -> Vec<VmResult<'v>> {
+    let next = AtomicUsize::new(0);
+    let ended: Mutex<Vec<(usize, VmResult<'v>)>> = Mutex::default();
+    let work = || {
+        while let Some(vm) = vms.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let number = vms.iter().position(|one| std::ptr::eq(one, vm)).unwrap_or_default();
+            let result = back_up(context, location, vm, run_id);
+            // Held while `each` prints, so that lines do not mix.
+            let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = each(ended.len() + 1, result);
+            ended.push((number, result));
+        }
+    };
+    // One at a time needs no threads of its own.
+    match at_once.min(vms.len()) {
+        0 | 1 => work(),
+        at_once => std::thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work)))),
+    }
+    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.sort_by_key(|(number, _)| *number);
+    ended.into_iter().map(|(_, result)| result).collect()
+}
+
 /// Backs one up; once the run is cancelled, only says so. `location` is that of the repository, for messages.
-pub fn back_up<'v>(context: &BackupContext<'_>, location: &Location, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
+fn back_up<'v>(context: &BackupContext<'_>, location: &Location, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
     let begun = Instant::now();
     let result =
         if context.cancel.is_cancelled() { Err(BackupError::Cancelled) } else { back_up_vm(context, vm, run_id) };

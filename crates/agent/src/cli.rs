@@ -7,6 +7,7 @@ use backup::ConsistencyPolicy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::limits::parse_rate;
 use crate::units::{parse_duration, parse_size};
 
 /// Backs up Hyper-V virtual machines into a repository in Kopia's format, and brings them back.
@@ -93,7 +94,10 @@ pub struct Global {
     /// Times in UTC in place of local time
     #[arg(long, global = true, hide_short_help = true)]
     pub utc: bool,
-    /// Give up on a store that does not answer after this long, such as 30s or 10m (default 5m)
+    /// Send no faster than this, such as 20MiB/s
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, hide_short_help = true)]
+    pub limit: Option<u64>,
+    /// Give up on a store that does not answer after this long, such as 30s or 10m (default 5m, for backups 30m)
     #[arg(long, global = true, value_name = "DUR", value_parser = parse_duration, hide_short_help = true)]
     pub timeout: Option<Duration>,
     /// Do not ask
@@ -337,6 +341,12 @@ pub struct BackupArgs {
     /// Every VM of the host
     #[arg(long)]
     pub all: bool,
+    /// With --all: but these, by name or id; * stands for any text
+    #[arg(long, value_name = "PATTERN", requires = "all")]
+    pub except: Vec<String>,
+    /// VMs at a time (default: vms_at_once of the configuration, or 2)
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub parallel: Option<usize>,
     /// Read everything, whatever change tracking says
     #[arg(long)]
     pub full: bool,
@@ -349,6 +359,13 @@ pub struct BackupArgs {
     /// Exit with 0 although there are warnings
     #[arg(long)]
     pub warnings_ok: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("{text:?} is not a number of at least 1")),
+        Ok(number) => Ok(number),
+    }
 }
 
 /// What to ask of the guest.

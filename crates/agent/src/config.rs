@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Attempt as _, Code, Failure};
+use crate::limits::Limits;
 use crate::service::Job;
 
 /// What a file can say.
@@ -24,9 +25,16 @@ pub struct Config {
     /// File that holds the repository password, as for `--password-file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// How fast it may be. The user's replace the machine's as a whole.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
     /// What the running agent does by itself. One file's jobs replace the other's as a whole.
     #[serde(rename = "job", default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
+}
+
+fn is_default(limits: &Limits) -> bool {
+    *limits == Limits::default()
 }
 
 impl Config {
@@ -41,6 +49,7 @@ impl Config {
             repository: user.repository.or(machine.repository),
             host: user.host.or(machine.host),
             password_file: user.password_file.or(machine.password_file),
+            limits: if user.limits == Limits::default() { machine.limits } else { user.limits },
             jobs: if user.jobs.is_empty() { machine.jobs } else { user.jobs },
         })
     }

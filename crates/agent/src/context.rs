@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bucket::{Bucket, Location, RetryPolicy, S3Environment};
 use jiff::Timestamp;
@@ -12,12 +13,16 @@ use crate::config::Config;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
 use crate::lab_hooks::LabHooks;
+use crate::limits::{Limits, Throttles};
 use crate::password;
 use crate::service::Job;
 use crate::units;
 
 /// Name and version, as points and session markers carry it.
 pub const PROGRAM: &str = concat!("e3-backup-agent ", env!("CARGO_PKG_VERSION"));
+
+/// How long a backup asks a store that does not answer: its work so far is lost if it gives up.
+const PATIENCE_OF_BACKUPS: Duration = Duration::from_secs(30 * 60);
 
 /// Flags, environment and configuration.
 pub struct Context {
@@ -53,20 +58,52 @@ impl Context {
         bucket::parse_url(url).attempt("read the repository's URL", "")
     }
 
-    /// Opens the repository for a command.
-    pub fn repository(&self) -> Result<Arc<Repository>, Failure> {
-        self.open_repository(&self.location(None)?, None)
+    /// What the configuration limits, with what the flags say.
+    pub fn limits(&self) -> Limits {
+        let mut limits = self.config.limits.clone();
+        if let Some(rate) = self.global.limit {
+            limits.set_upload(rate);
+        }
+        limits
     }
 
-    /// Opens a repository; `hooks` of crash tests go around its store.
-    pub fn open_repository(&self, location: &Location, hooks: Option<&LabHooks>) -> Result<Arc<Repository>, Failure> {
+    /// Opens the repository for a command.
+    pub fn repository(&self) -> Result<Arc<Repository>, Failure> {
+        self.repository_at(&self.location(None)?)
+    }
+
+    /// Opens a repository for backups.
+    pub fn repository_for_backups(
+        &self,
+        location: &Location,
+        hooks: Option<&LabHooks>,
+        throttles: &Throttles,
+    ) -> Result<Arc<Repository>, Failure> {
+        let policy =
+            RetryPolicy { give_up_after: self.global.timeout.unwrap_or(PATIENCE_OF_BACKUPS), ..RetryPolicy::default() };
+        self.open_repository(location, hooks, throttles, policy)
+    }
+
+    /// Opens the repository at `location` for a command.
+    pub fn repository_at(&self, location: &Location) -> Result<Arc<Repository>, Failure> {
+        self.open_repository(location, None, &Throttles::new(&self.limits()), self.retry_policy())
+    }
+
+    /// `hooks` of crash tests go around the store.
+    fn open_repository(
+        &self,
+        location: &Location,
+        hooks: Option<&LabHooks>,
+        throttles: &Throttles,
+        policy: RetryPolicy,
+    ) -> Result<Arc<Repository>, Failure> {
         let what = "open the repository";
         let on = location.to_string();
-        let bucket = bucket::open(location, &S3Environment::from_process(), self.retry_policy()).attempt(what, &*on)?;
-        let bucket = match hooks {
+        let bucket = bucket::open(location, &S3Environment::from_process(), policy).attempt(what, &*on)?;
+        let bucket = throttles.wrap(match hooks {
             Some(hooks) => hooks.wrap_bucket(bucket),
             None => bucket,
-        };
+        });
         let password = password::existing(&self.global, &on)?;
         Repository::open(&storage(location, bucket), &password, client()).attempt(what, on)
     }

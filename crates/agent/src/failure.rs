@@ -211,6 +211,8 @@ catalogue! {
     NotFound = "NOT_FOUND", 6, ["list what there is: `vm list`, `points list`, `snapshot list`"];
     /// Several things have this name.
     Ambiguous = "AMBIGUOUS", 6, ["use an id of those listed"];
+    /// Earlier checkpoints of the VM were not merged.
+    MergeStuck = "MERGE_STUCK", 5, ["find out what holds the VM's disk files, or makes the volume full", "stopping and starting the VM, or moving it to another host, starts its merges again"];
     /// Another run or program works on it.
     Busy = "BUSY", 7, ["try again when the other has finished"];
     /// Stored bytes are missing or not what was written.
@@ -223,6 +225,8 @@ catalogue! {
     HostServiceDown = "HOST_SERVICE_DOWN", 9, ["start the service vmms on the host, then run it again"];
     /// The guest was not frozen.
     GuestNotFrozen = "VSS_FAILED", 9, ["look at the writers in the guest (vssadmin list writers)", "back up with --consistency crash"];
+    /// The run was too slow for a checkpoint to live so long.
+    CheckpointTooOld = "CHECKPOINT_TOO_OLD", 9, ["run it again: what was stored already is not sent twice", "raise limits, or back up fewer VMs at once"];
     /// A disk of the source cannot be read.
     SourceUnreadable = "SOURCE_UNREADABLE", 9, ["check the host's disk and file system; the VM has no new point, earlier ones are untouched"];
     /// No repository there.
@@ -329,6 +333,9 @@ fn of_backup(error: &BackupError) -> Option<Code> {
         BackupError::Cancelled => Code::Interrupted,
         BackupError::NotBackupable { .. } => Code::NotBackupable,
         BackupError::Busy { .. } => Code::Busy,
+        BackupError::NoRoom { .. } => Code::HostDiskFull,
+        BackupError::MergeStuck { .. } => Code::MergeStuck,
+        BackupError::CheckpointTooOld { .. } => Code::CheckpointTooOld,
         BackupError::SourceRead { .. } | BackupError::SourceMap { .. } => Code::SourceUnreadable,
         BackupError::TargetRefused { .. } => Code::TargetRefused,
         BackupError::Target { source, .. } => match source.kind() {
@@ -557,6 +564,12 @@ mod tests {
                 6,
             ),
             (Box::new(BackupError::Busy { vm: "v".into(), holder: String::new() }), "BUSY", 7),
+            (
+                Box::new(BackupError::NoRoom { vm: "v".into(), volume: "D:".into(), free_bytes: 1, needed_bytes: 2 }),
+                "HOST_DISK_FULL",
+                14,
+            ),
+            (Box::new(BackupError::MergeStuck { vm: "v".into(), disk: "d".into(), files: 12 }), "MERGE_STUCK", 5),
             (Box::new(BackupError::Cancelled), "INTERRUPTED", 130),
             (Box::new(BackupError::NotBackupable { vm: "v".into(), problem: "p".into() }), "NOT_BACKUPABLE", 5),
             (Box::new(BackupError::ReadBack { problem: "p".into() }), "DAMAGED", 8),

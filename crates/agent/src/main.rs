@@ -17,6 +17,7 @@ mod failure;
 mod host;
 mod interrupt;
 mod lab_hooks;
+mod limits;
 mod outcome;
 mod output;
 mod password;

@@ -20,6 +20,8 @@ use vhdx::{ExtentKind, Guid, VirtualDisk};
 use crate::disk_object::DiskObject;
 use crate::layout::Layout;
 use crate::pipeline::{Done, Job, Pipeline, SourceCounters, Store, jobs_of};
+use crate::resources::Buffers;
+use crate::source_guard::SourceGuard;
 use crate::{BackupError, Cancel};
 
 /// A disk that was stored, not yet named by any point.
@@ -49,8 +51,10 @@ pub(crate) struct DiskBackup<'a> {
     pub(crate) compression: Option<CompressionId>,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) cancel: &'a Cancel,
-    /// Told of every finished job, in bytes of the source.
-    pub(crate) progress: &'a (dyn Fn(u64) + Sync),
+    pub(crate) guard: &'a SourceGuard<'a>,
+    pub(crate) buffers: &'a Buffers,
+    /// Told of every finished job, in bytes of the source; an error stops the disk.
+    pub(crate) progress: &'a (dyn Fn(u64) -> Result<(), BackupError> + Sync),
 }
 
 impl DiskBackup<'_> {
@@ -77,7 +81,7 @@ impl DiskBackup<'_> {
 
         let mut builder = FullBuilder::new(self, layout);
         self.pipeline(&layout, &counters).run(jobs_of(&layout, ranges), |done| {
-            (self.progress)(u64::from(done.job.parts) * segment);
+            (self.progress)(u64::from(done.job.parts) * segment)?;
             builder.add(done)
         })?;
         let stored = builder.finish()?;
@@ -93,7 +97,7 @@ impl DiskBackup<'_> {
         let mut delta = Delta::default();
         let mut slots = SlotMap::clone(base.slots());
         self.pipeline(&layout, &counters).run(jobs_of(&layout, ranges.iter().cloned().map(Ok)), |done| {
-            (self.progress)(u64::from(done.job.parts) * segment);
+            (self.progress)(u64::from(done.job.parts) * segment)?;
             for (part, content) in (done.job.first_part..).zip(&done.segments) {
                 let old = base.virtual_segment(done.job.block, part)?;
                 if old == *content {
@@ -232,6 +236,8 @@ impl DiskBackup<'_> {
             clock: self.clock,
             cancel: self.cancel,
             counters,
+            guard: self.guard,
+            buffers: self.buffers,
         }
     }
 

@@ -23,6 +23,7 @@ mod observer;
 mod pipeline;
 mod point;
 mod recovery;
+mod resources;
 mod restore;
 mod run;
 mod source_guard;
@@ -31,6 +32,7 @@ mod state;
 mod testing;
 mod verify;
 
+pub use audit::Audited;
 pub use commit::{DraftFile, PointDraft};
 pub use cost::upload_bound;
 pub use decision::FullReason;
@@ -42,10 +44,11 @@ pub use point::{
     AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
     list_points, select_point,
 };
+pub use resources::Resources;
 pub use restore::{RestoreReport, TargetFormat, restore_disk};
 pub use run::{
-    BackupContext, BackupOptions, ConsistencyPolicy, GuardLimits, HostCost, RunStats, VmReport, Warning, WarningCode, back_up_vm, new_run_id,
-    settle_vm,
+    BackupContext, BackupOptions, ConsistencyPolicy, GuardLimits, HostCost, RunStats, VmReport, Warning, WarningCode,
+    back_up_vm, new_run_id, settle_vm,
 };
 pub use source_guard::{ReadLimits, ReadTimes};
 pub use state::{HostState, PastRun, VmJournal, VmLock};

@@ -22,13 +22,15 @@ use vhdx::VirtualDisk;
 use vhdx::convert::is_zero;
 
 use crate::layout::Layout;
+use crate::resources::{Buffer, Buffers, cores};
+use crate::source_guard::SourceGuard;
 use crate::{BackupError, Cancel};
 
 /// Bytes that one job reads at most, unless a segment is longer: large enough for a disk, small enough that a few
 /// jobs keep all cores busy.
 const MAX_JOB_BYTES: u32 = 2 << 20;
 /// Requests in flight to the source (spec hyperv 5.3: 4 to 8).
-const READERS: usize = 4;
+pub(crate) const READERS: usize = 4;
 /// Jobs that may be finished or in work beyond the oldest unfinished one.
 const WINDOW: u64 = 512;
 /// Waits before tries 2 to 5 of an unreadable range: 15 s in all, within the 60 s of law 3.
@@ -85,6 +87,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) cancel: &'a Cancel,
     pub(crate) counters: &'a SourceCounters,
+    pub(crate) guard: &'a SourceGuard<'a>,
+    pub(crate) buffers: &'a Buffers,
 }
 
 /// Cuts runs of segments into jobs; `ranges` are ascending virtual segment numbers without overlap.
@@ -123,16 +127,17 @@ impl Pipeline<'_> {
         if self.store.is_inline() {
             return self.run_inline(jobs, collect);
         }
-        let workers = std::thread::available_parallelism().map_or(2, |count| count.get());
-        let buffers = READERS + 2 * workers;
+        let workers = cores();
+        let in_hand = READERS + 2 * workers;
         let jobs = Mutex::new((jobs, 0_u64));
         let window = Window::default();
         let failed = Failure::default();
-        let (spare_in, spare) = crossbeam_channel::bounded::<Vec<u8>>(buffers);
-        for _ in 0..buffers {
-            spare_in.send(Vec::new()).expect("the channel has room for every buffer");
+        // The buffers are everybody's; these say how many of them this disk may have at a time.
+        let (spare_in, spare) = crossbeam_channel::bounded::<()>(in_hand);
+        for _ in 0..in_hand {
+            spare_in.send(()).expect("the channel has room for all");
         }
-        let (filled_in, filled) = crossbeam_channel::bounded::<(u64, Job, Vec<u8>)>(buffers);
+        let (filled_in, filled) = crossbeam_channel::bounded::<(u64, Job, Buffer<'_>)>(in_hand);
         let (done_in, done) = crossbeam_channel::unbounded::<(u64, Done)>();
 
         std::thread::scope(|scope| {
@@ -140,29 +145,21 @@ impl Pipeline<'_> {
                 let (spare, filled_in) = (spare.clone(), filled_in.clone());
                 let (jobs, window, failed) = (&jobs, &window, &failed);
                 scope.spawn(move || {
-                    while let Ok(mut buffer) = spare.recv() {
+                    let stopped = || failed.is_set() || self.cancel.is_cancelled();
+                    while let Ok(()) = spare.recv() {
+                        let Some(mut buffer) = self.buffers.take(stopped) else { break };
                         let next = {
                             let mut jobs = jobs.lock().expect("no panic while held");
-                            if failed.is_set() || self.cancel.is_cancelled() {
-                                break;
-                            }
                             let number = jobs.1;
-                            match jobs.0.next() {
-                                Some(Ok(job)) => {
-                                    jobs.1 += 1;
-                                    (number, job)
-                                }
-                                Some(Err(error)) => {
-                                    failed.set(error);
-                                    break;
-                                }
-                                None => break,
-                            }
+                            let job = if stopped() { None } else { jobs.0.next() };
+                            jobs.1 += 1;
+                            job.map(|job| (number, job))
                         };
-                        window.wait_for(next.0, failed, self.cancel);
-                        match self.read(next.1, &mut buffer) {
-                            Ok(()) if filled_in.send((next.0, next.1, buffer)).is_ok() => {}
-                            Ok(()) => break,
+                        let Some((number, job)) = next else { break };
+                        window.wait_for(number, failed, self.cancel);
+                        match job.and_then(|job| self.read(job, &mut buffer.bytes).map(|()| job)) {
+                            Ok(job) if filled_in.send((number, job, buffer)).is_ok() => {}
+                            Ok(_) => break,
                             Err(error) => {
                                 failed.set(error);
                                 break;
@@ -181,12 +178,13 @@ impl Pipeline<'_> {
                         if failed.is_set() {
                             break;
                         }
-                        match self.work(job, &buffer) {
+                        match self.work(job, &buffer.bytes) {
                             Ok(result) => drop(done_in.send((number, result))),
                             Err(error) => failed.set(error),
                         }
-                        // Readers that are gone need no buffer.
-                        let _ = spare_in.send(buffer);
+                        drop(buffer);
+                        // Readers may be gone.
+                        let _ = spare_in.send(());
                     }
                 });
             }
@@ -218,14 +216,16 @@ impl Pipeline<'_> {
         jobs: impl Iterator<Item = Result<Job, BackupError>>,
         mut collect: impl FnMut(Done) -> Result<(), BackupError>,
     ) -> Result<(), BackupError> {
-        let mut buffer = Vec::new();
+        let Some(mut buffer) = self.buffers.take(|| self.cancel.is_cancelled()) else {
+            return Err(BackupError::Cancelled);
+        };
         for job in jobs {
             if self.cancel.is_cancelled() {
                 return Err(BackupError::Cancelled);
             }
             let job = job?;
-            self.read(job, &mut buffer)?;
-            collect(self.work(job, &buffer)?)?;
+            self.read(job, &mut buffer.bytes)?;
+            collect(self.work(job, &buffer.bytes)?)?;
         }
         if self.cancel.is_cancelled() { Err(BackupError::Cancelled) } else { Ok(()) }
     }
@@ -241,7 +241,8 @@ impl Pipeline<'_> {
         buffer[inside..].fill(0);
         let mut waits = RETRY_WAITS.iter();
         loop {
-            let Err(error) = self.disk.read_exact_at(&mut buffer[..inside], offset) else {
+            let read = || self.disk.read_exact_at(&mut buffer[..inside], offset);
+            let Err(error) = self.guard.request(inside as u64, read) else {
                 self.counters.read_bytes.fetch_add(inside as u64, Ordering::Relaxed);
                 return Ok(());
             };

@@ -7,6 +7,7 @@ use kopia_repo::{ObjectId, Repository, Snapshot, object_of};
 use serde::{Deserialize, Serialize};
 use vhdx::Guid;
 
+use crate::audit::Audited;
 use crate::disk_object::DiskObject;
 use crate::error::SelectError;
 use crate::layout::Layout;
@@ -151,6 +152,9 @@ pub struct PointDisk {
     /// Bytes re-read to check change tracking.
     #[serde(default)]
     pub audit_bytes: u64,
+    /// What that check looked at; absent where nothing was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audited: Option<Audited>,
     /// The tracking id of the frozen instant; absent when the host gave none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rct_id: Option<String>,

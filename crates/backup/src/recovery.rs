@@ -180,8 +180,7 @@ fn remove_new_checkpoints(
         let appeared = !known_checkpoints.contains(&checkpoint.path.to_string());
         // Names are given at once, but not at the same instant: one without our name that was not there before is ours
         // too, unless it carries the name of another product's run.
-        let ours =
-            checkpoint.kind == CheckpointKind::Recovery && appeared && !is_of_another(&checkpoint.name, tag);
+        let ours = checkpoint.kind == CheckpointKind::Recovery && appeared && !is_of_another(&checkpoint.name, tag);
         if checkpoint.name == tag || ours {
             host.destroy_checkpoint(&checkpoint.path)
                 .map_err(BackupError::host(format!("remove a leftover checkpoint of {}", vm.name)))?;

@@ -91,7 +91,9 @@ pub(crate) struct Turn<'a>(&'a Turns);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock().expect("no panic while held") += 1;
+        if let Ok(mut free) = self.0.free.lock() {
+            *free += 1;
+        }
         self.0.freed.notify_one();
     }
 }
@@ -115,15 +117,15 @@ impl Buffers {
     }
 
     /// A buffer, or `None` when `give_up` says so while none is free.
-    pub(crate) fn take(&self, give_up: impl Fn() -> bool) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self, give_up: impl Fn() -> bool) -> Option<Buffer<'_>> {
         let mut free = self.free.lock().expect("no panic while held");
         loop {
-            if let Some(buffer) = free.0.pop() {
-                return Some(buffer);
+            if let Some(bytes) = free.0.pop() {
+                return Some(Buffer { bytes, of: self });
             }
             if free.1 > 0 {
                 free.1 -= 1;
-                return Some(Vec::new());
+                return Some(Buffer { bytes: Vec::new(), of: self });
             }
             if give_up() {
                 return None;
@@ -131,10 +133,21 @@ impl Buffers {
             free = self.given_back.wait_timeout(free, Duration::from_millis(100)).expect("no panic while held").0;
         }
     }
+}
 
-    pub(crate) fn give_back(&self, buffer: Vec<u8>) {
-        self.free.lock().expect("no panic while held").0.push(buffer);
-        self.given_back.notify_one();
+/// One of [`Buffers`], which goes back when it is dropped.
+pub(crate) struct Buffer<'a> {
+    pub(crate) bytes: Vec<u8>,
+    of: &'a Buffers,
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        // Also while a panic unwinds, so without one of its own.
+        if let Ok(mut free) = self.of.free.lock() {
+            free.0.push(std::mem::take(&mut self.bytes));
+        }
+        self.of.given_back.notify_one();
     }
 }
 
@@ -164,7 +177,7 @@ mod tests {
         let buffers = Buffers::new(2);
         let taken: Vec<_> = (0..2).map(|_| buffers.take(|| true).unwrap()).collect();
         assert!(buffers.take(|| true).is_none());
-        taken.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        drop(taken);
         assert!(buffers.take(|| true).is_some());
     }
 

@@ -6,23 +6,27 @@
 mod describe;
 mod end;
 mod freeze;
+mod guard;
 mod options;
 mod prepare;
 mod read;
 mod report;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyperv::{ChainBefore, ChainMember, FrozenDisk, Host, Vm};
-use kopia_repo::{Repository, SessionOptions, WriteSession};
+use kopia_repo::{Repository, WriteSession};
 
 pub use self::options::{BackupOptions, ConsistencyPolicy, GuardLimits};
 use self::prepare::{Base, UserCheckpoints};
-pub use self::report::{RunStats, VmReport, Warning, WarningCode};
+use self::read::Source;
+pub use self::report::{HostCost, RunStats, VmReport, Warning, WarningCode};
 use crate::commit::{DraftFile, PointDraft, commit, timestamp};
 use crate::observer::{Event, Observer};
 use crate::point::{PointDescription, PointDisk};
-use crate::state::{HostState, Intent, VmJournal, random_hex};
+use crate::source_guard::SourceGuard;
+use crate::state::{HostState, Intent, PastRun, VmJournal, random_hex};
 use crate::{BackupError, Cancel, recovery};
 
 /// What runs on one host share.
@@ -60,10 +64,14 @@ pub fn back_up_vm(context: &BackupContext<'_>, vm: &Vm, run_id: &str) -> Result<
     run.warnings.extend(recovered.into_iter().map(|text| Warning { code: WarningCode::Recovered, text }));
     let vm = &run.wait_until_idle(vm)?;
     run.check_backupable(vm)?;
+    run.check_room(vm)?;
     run.user_checkpoints = UserCheckpoints::of(context.host, vm)?;
     let base = run.base(vm)?;
+    // A storage that does not answer, or whose clock is another, is found out while nothing is frozen yet.
+    let session = context.options.resources.session(context.repo)?;
+    session.begin()?;
     run.journal_intent(vm)?;
-    match run.checkpoint_to_point(vm, base) {
+    match run.checkpoint_to_point(vm, base, session) {
         Ok(report) => Ok(report),
         Err(error) => {
             run.undo(vm, &error);
@@ -90,17 +98,22 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Steps 1 to 13. Everything that an error leaves behind is in the journal.
-    fn checkpoint_to_point(&mut self, vm: &Vm, base: Option<Base>) -> Result<VmReport, BackupError> {
+    fn checkpoint_to_point(
+        &mut self,
+        vm: &Vm,
+        base: Option<Base>,
+        session: WriteSession,
+    ) -> Result<VmReport, BackupError> {
         let context = self.context;
         let clock = &*context.host.seam().clock;
         let started = self.intent().started;
         self.phase(&vm.name, "creating the checkpoint");
         let (checkpoint, consistency, reason) = self.checkpoint(vm)?;
         let frozen = timestamp(clock);
+        let frozen_at = clock.monotonic();
         self.host_remarks(&checkpoint.warnings);
 
         self.phase(&vm.name, "reading the definition");
-        let session = WriteSession::new(context.repo.clone(), SessionOptions::default())?;
         let mut files = self.definition_files(vm, &checkpoint, &session)?;
 
         let disks = checkpoint
@@ -108,14 +121,20 @@ impl Run<'_> {
             .iter()
             .map(|frozen| self.open_disk(vm, &checkpoint, frozen))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut finished = Vec::with_capacity(disks.len());
-        for disk in &disks {
-            finished.push(self.back_up_disk(vm, disk, base.as_ref(), &session)?);
-        }
+        let guard = SourceGuard::new(clock, context.cancel, &context.options.reads);
+        let watch = self.watch(vm, frozen_at)?;
+        let source = Source { session: &session, guard: &guard, watch: &watch };
+        let mut finished = self.back_up_disks(vm, &disks, base.as_ref(), &source)?;
 
         self.phase(&vm.name, "making it durable");
         session.flush()?;
-        let (entries, entries_checked) = self.check_entries(&disks, &mut finished, &session)?;
+        let (entries, entries_checked) = self.check_entries(&disks, &mut finished, &source)?;
+        let avhdx_peak_bytes = watch.peak_bytes();
+        let reads = guard.times();
+        drop(watch);
+        for warning in finished.iter_mut().filter_map(|disk| disk.warning.take()) {
+            self.warn(&vm.name, warning.code, warning.text);
+        }
         if context.cancel.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
@@ -144,12 +163,22 @@ impl Run<'_> {
         self.check_chains(vm, &chains)?;
 
         self.phase(&vm.name, "converting the checkpoint");
-        let converted = self.convert(vm, &checkpoint, &draft)?;
+        let converted = self.convert(vm, &checkpoint, &draft, base.as_ref())?;
+        let converted_at = clock.monotonic();
         self.phase(&vm.name, "writing the point");
         let (point, of_commit) = commit(context.repo, clock, &draft, &converted)?;
         let description = point.describe(context.repo)?;
         let depths: Vec<ChainBefore> = checkpoint.disks.iter().map(ChainBefore::from).collect();
-        self.finish(vm, &converted, &depths)?;
+        let merge = self.finish(vm, &converted, &depths, converted_at)?;
+        let checkpoint = converted_at.saturating_sub(frozen_at);
+        self.remember(PastRun {
+            run_id: self.run_id.to_owned(),
+            checkpoint_ms: millis(checkpoint),
+            avhdx_peak_bytes,
+            merge_ms: merge.map(millis),
+        });
+        self.journal.intent = None;
+        self.save(vm)?;
 
         let sum = |of: fn(&PointDisk) -> u64| description.disks.iter().map(of).sum();
         let stats = RunStats {
@@ -162,7 +191,8 @@ impl Run<'_> {
             entries,
             entries_checked,
         };
-        Ok(VmReport { point, description, warnings: std::mem::take(&mut self.warnings), stats })
+        let host = HostCost { checkpoint, avhdx_peak_bytes, merge, reads };
+        Ok(VmReport { point, description, warnings: std::mem::take(&mut self.warnings), stats, host })
     }
 
     fn intent(&self) -> &Intent {
@@ -187,4 +217,8 @@ impl Run<'_> {
             self.warnings.push(Warning { code: WarningCode::Host, text: text.clone() });
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

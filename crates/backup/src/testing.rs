@@ -47,6 +47,7 @@ pub(crate) fn point_description() -> PointDescription {
             read_bytes: 0,
             changed_bytes: 0,
             audit_bytes: 0,
+            audited: None,
             rct_id: Some("rctX:00000000:0000:0000:0000:000000000000:00000003".into()),
             most_recent_id: None,
             chain: vec![PointChainFile { name: "dc01.vhdx".into(), file_id: "42".into(), created: Some(time) }],

@@ -77,7 +77,8 @@ impl RateLimiter {
                 self.settle().due += bytes as f64;
                 return (false, self.clock.now().saturating_sub(begun));
             }
-            let wait = if rate == 0 { LONGEST_SLEEP } else { Duration::from_secs_f64((missing / rate as f64).min(0.25)) };
+            let wait =
+                if rate == 0 { LONGEST_SLEEP } else { Duration::from_secs_f64((missing / rate as f64).min(0.25)) };
             // At least a nanosecond, or a rest too small for the clock would be waited for in vain.
             self.clock.sleep(wait.clamp(Duration::from_nanos(1), LONGEST_SLEEP));
         }
@@ -197,7 +198,9 @@ mod tests {
 
     #[test]
     fn bytes_pass_at_the_rate_to_the_millisecond() {
-        for (rate, piece, pieces) in [(1_000_000, 1, 5000), (1_000_000, 777_777, 9), (50 << 20, 22 << 20, 40), (3, 10, 4)] {
+        for (rate, piece, pieces) in
+            [(1_000_000, 1, 5000), (1_000_000, 777_777, 9), (50 << 20, 22 << 20, 40), (3, 10, 4)]
+        {
             let (clock, limiter) = limiter(Some(rate));
             for _ in 0..pieces {
                 assert!(limiter.take(piece, &|| false).0);

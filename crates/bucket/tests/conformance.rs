@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bucket::conformance::{Abilities, run};
 use bucket::test_support::SeaweedFs;
-use bucket::{Clock, ErrorKind, Fault, Faulty, Folder, Memory, RateLimiter, RetryPolicy, Retrying, Throttled, Verdict, probe};
+use bucket::{
+    Clock, ErrorKind, Fault, Faulty, Folder, Memory, RateLimiter, RetryPolicy, Retrying, Throttled, Verdict, probe,
+};
 
 #[test]
 fn memory() {

@@ -1,4 +1,4 @@
-//! `backup`: VMs one after another; one that fails does not stop the others.
+//! `backup`: several VMs at a time; one that fails does not stop the others.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,17 @@ use backup::{BackupContext, BackupOptions, ReadMode, VmReport, new_run_id};
 use hyperv::Vm;
 use serde_json::json;
 
-use crate::batch::{VmResult, back_up, exit_code, peak_rss_bytes};
+use crate::batch::{VmResult, back_up_all, exit_code, peak_rss_bytes};
 use crate::cli::BackupArgs;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
 use crate::interrupt::Interrupt;
+use crate::limits::Throttles;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
 use crate::progress::Progress;
+use crate::service::matches;
 use crate::units::{duration, rate, size, visible};
 
 /// Segments that a repository can have.
@@ -22,9 +24,11 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=4 << 20;
 
 /// `backup`
 pub fn run(context: &Context, arguments: &BackupArgs) -> Result<Outcome, Failure> {
-    let options = options(arguments)?;
+    let throttles = Throttles::new(&context.limits());
+    let options =
+        BackupOptions { reads: throttles.reads(), resources: throttles.resources.clone(), ..options(arguments)? };
     let host = context.host()?;
-    let outcome = run_on(context, arguments, &options, &host);
+    let outcome = run_on(context, arguments, &options, &throttles, &host);
     if let Some(hooks) = &host.hooks {
         hooks.write_counts()?;
     }
@@ -35,11 +39,12 @@ fn run_on(
     context: &Context,
     arguments: &BackupArgs,
     options: &BackupOptions,
+    throttles: &Throttles,
     host: &OpenHost,
 ) -> Result<Outcome, Failure> {
     let location = context.location(None)?;
     let vms = find_vms(host, arguments)?;
-    let repo = context.open_repository(&location, host.hooks.as_ref())?;
+    let repo = context.repository_for_backups(&location, host.hooks.as_ref(), throttles)?;
     let state = host.state()?;
     let run_id = new_run_id();
     let interrupt = Interrupt::watch();
@@ -54,16 +59,16 @@ fn run_on(
         cancel: interrupt.cancel(),
     };
     let begun = Instant::now();
-    let mut results = Vec::with_capacity(vms.len());
-    for (number, vm) in (1..).zip(&vms) {
-        if vms.len() > 1 {
-            progress.part(format!("VM {number} of {}", vms.len()));
-        }
-        let result = back_up(&backup, &location, vm, &run_id).explained(|failure| interrupt.explain(failure));
+    let at_once = arguments.parallel.unwrap_or_else(|| context.limits().vms_at_once());
+    let results = back_up_all(&backup, &location, &vms, &run_id, at_once, |number, result| {
+        let result = result.explained(|failure| interrupt.explain(failure));
         progress.pause();
+        if vms.len() > 1 {
+            progress.part(format!("{number} of {} VMs", vms.len()));
+        }
         show(&result, context);
-        results.push(result);
-    }
+        result
+    });
     progress.finish();
     conclude(context, arguments, &run_id, begun.elapsed(), results)
 }
@@ -86,9 +91,16 @@ fn options(arguments: &BackupArgs) -> Result<BackupOptions, Failure> {
 fn find_vms(host: &OpenHost, arguments: &BackupArgs) -> Result<Vec<Vm>, Failure> {
     if arguments.all {
         let mut vms = host.host.list_vms().attempt("list the virtual machines", &*host.name)?;
+        let left_out = |vm: &Vm| {
+            arguments
+                .except
+                .iter()
+                .any(|pattern| matches(pattern, &vm.name) || pattern.eq_ignore_ascii_case(vm.id.as_str()))
+        };
+        vms.retain(|vm| !left_out(vm));
         vms.sort_by(|a, b| (a.name.to_lowercase(), a.id.as_str()).cmp(&(b.name.to_lowercase(), b.id.as_str())));
         if vms.is_empty() {
-            let why = "the host has no virtual machines";
+            let why = "the host has no virtual machines, or all of them are left out";
             return Err(Failure::new("back up all virtual machines", &*host.name, Code::NotFound, why)
                 .with_steps(&["check --host", "look at `vm list`"]));
         }

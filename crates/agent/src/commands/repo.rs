@@ -104,7 +104,7 @@ fn create(context: &Context, location: &Location, lock: Option<(u32, LockModeArg
 
 fn connect(context: &Context, location: &Location) -> Result<Outcome, Failure> {
     let location = absolute(location);
-    let repo = context.open_repository(&location, None)?;
+    let repo = context.repository_at(&location)?;
     let file = Config::remember_repository(context.global.config.as_deref(), &location.to_string())?;
     if context.global.json {
         json_document(&json!({ "url": location.to_string(), "id": repo.id(), "config": file.display().to_string() }));
@@ -120,7 +120,7 @@ fn connect(context: &Context, location: &Location) -> Result<Outcome, Failure> {
 
 fn status(context: &Context, location: &Location) -> Result<Outcome, Failure> {
     let on = location.to_string();
-    let repo = context.open_repository(location, None)?;
+    let repo = context.repository_at(location)?;
     let facts = repo.describe();
     let points = backup::list_points(&repo, None).attempt("list the points", &*on)?;
     let snapshots = repo.snapshots(&[]).attempt("list the snapshots", &*on)?.len();

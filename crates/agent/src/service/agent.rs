@@ -15,11 +15,12 @@ use super::control::Control;
 use super::events::{EventKind, Events};
 use super::job::Job;
 use super::status::{JobStatus, Running, State, Status};
-use crate::batch::{VmResult, back_up, exit_code};
+use crate::batch::{VmResult, back_up_all, exit_code};
 use crate::cli::Global;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::{OpenHost, state_dir};
+use crate::limits::Throttles;
 use crate::units::duration;
 
 /// The clock of the machine can be set, and the machine can sleep: it is looked at this often.
@@ -45,8 +46,17 @@ pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<()
         problem: None,
         jobs: former.map(|former| former.jobs).unwrap_or_default(),
     };
-    let mut agent =
-        Agent { global, context, control, events, folder: &folder, status: Mutex::new(status), unsettled: true };
+    let throttles = Throttles::new(&context.limits());
+    let mut agent = Agent {
+        global,
+        context,
+        throttles,
+        control,
+        events,
+        folder: &folder,
+        status: Mutex::new(status),
+        unsettled: true,
+    };
     agent.forget_old_jobs();
     events.tell(EventKind::Started, &format!("{PROGRAM} started: {}", agent.jobs_in_words()));
     agent.work();
@@ -99,6 +109,7 @@ fn lock(folder: &Path) -> Result<File, Failure> {
 struct Agent<'a> {
     global: &'a Global,
     context: Context,
+    throttles: Throttles,
     control: &'a Control,
     events: &'a dyn Events,
     folder: &'a Path,
@@ -158,6 +169,7 @@ impl Agent<'_> {
         match Context::new(self.global.clone()).and_then(|context| check(&context).map(|()| context)) {
             Ok(context) => {
                 self.context = context;
+                self.throttles.change(&self.context.limits());
                 self.forget_old_jobs();
                 self.events.tell(EventKind::Reloaded, &format!("configuration read again: {}", self.jobs_in_words()));
             }
@@ -214,7 +226,8 @@ impl Agent<'_> {
             return Ok(());
         }
         let options = BackupOptions::new(PROGRAM);
-        let repo = self.context.open_repository(&self.context.location(None)?, host.hooks.as_ref())?;
+        let location = self.context.location(None)?;
+        let repo = self.context.repository_for_backups(&location, host.hooks.as_ref(), &self.throttles)?;
         let work = self.work_on(&host, &repo, &state, &options);
         let vms = host.host.list_vms().attempt(what, &*host.name)?;
         let mut first_failure = None;
@@ -287,12 +300,19 @@ impl Agent<'_> {
                 .with_steps(&["correct `vms` and `except` of the job", "look at `vm list`"]));
         }
         let location = self.context.location(None)?;
-        let repo = self.context.open_repository(&location, host.hooks.as_ref())?;
+        let throttles = self.throttles.with_job(&job.limits);
+        let repo = self.context.repository_for_backups(&location, host.hooks.as_ref(), &throttles)?;
         let state = host.state()?;
-        let options = BackupOptions { consistency: job.consistency.policy(), ..BackupOptions::new(PROGRAM) };
+        let options = BackupOptions {
+            consistency: job.consistency.policy(),
+            reads: throttles.reads(),
+            resources: throttles.resources.clone(),
+            ..BackupOptions::new(PROGRAM)
+        };
         let work = self.work_on(host, &repo, &state, &options);
         let run_id = new_run_id();
-        let results: Vec<VmResult<'_>> = vms.iter().map(|vm| back_up(&work, &location, vm, &run_id)).collect();
+        let at_once = self.context.limits().vms_at_once();
+        let results = back_up_all(&work, &location, &vms, &run_id, at_once, |_, result| result);
         Ok(conclude(&vms, &results))
     }
 

@@ -18,6 +18,7 @@ use jiff::{SignedDuration, Timestamp, ToSpan as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cli::ConsistencyArg;
+use crate::limits::Limits;
 use crate::units::{duration, parse_duration};
 
 /// Shortest distance between two runs of a job.
@@ -30,7 +31,7 @@ pub struct Job {
     /// What a person calls it; unique.
     pub name: String,
     /// Time of day, local.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "time_of_day")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "at")]
     pub at: Option<Time>,
     /// Distance from one start to the next, in place of a time of day.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "distance")]
@@ -47,6 +48,13 @@ pub struct Job {
     /// What to ask of the guest.
     #[serde(default)]
     pub consistency: ConsistencyArg,
+    /// What it does not exceed, beside what the whole agent does not.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A day of the week.
@@ -64,7 +72,8 @@ pub enum Day {
 }
 
 impl Day {
-    fn weekday(self) -> Weekday {
+    /// As the calendar has it.
+    pub fn weekday(self) -> Weekday {
         match self {
             Self::Mon => Weekday::Monday,
             Self::Tue => Weekday::Tuesday,
@@ -86,6 +95,9 @@ impl Job {
             (None, Some(every)) if every < MIN_EVERY => Some("`every` is less than a second".into()),
             (None, Some(_)) if !self.days.is_empty() => Some("`days` goes with `at`, not with `every`".into()),
             _ if self.name.trim().is_empty() => Some("its name is empty".into()),
+            _ if self.limits.vms_at_once.is_some() || self.limits.disks_at_once.is_some() => {
+                Some("`vms_at_once` and `disks_at_once` belong under `[limits]`, for the whole agent".into())
+            }
             _ => None,
         }
     }
@@ -158,7 +170,12 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-mod time_of_day {
+/// Reads `22:00`.
+pub fn time_of_day(text: &str) -> Result<Time, String> {
+    Time::strptime("%H:%M", text).map_err(|_| format!("{text:?} is no time of day such as \"22:00\""))
+}
+
+mod at {
     use super::*;
 
     pub fn serialize<S: Serializer>(at: &Option<Time>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -166,10 +183,7 @@ mod time_of_day {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Time::strptime("%H:%M", &text)
-            .map(Some)
-            .map_err(|_| serde::de::Error::custom(format!("{text:?} is no time of day such as \"22:00\"")))
+        super::time_of_day(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use self::control::Control;
 use self::events::ToStandardError;
-pub use self::job::Job;
+pub use self::job::{Day, Job, matches, time_of_day};
 use self::status::Status;
 use crate::cli::{Global, ServiceCommand};
 use crate::context::Context;

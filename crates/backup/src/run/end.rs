@@ -72,7 +72,8 @@ impl Run<'_> {
                         reference_point: Some(conversion.reference_point.path.to_string()),
                     }
                 }
-                Err(error) => self.do_without(vm, checkpoint, draft, base, &error)?,
+                Err(error) if is_final(&error.error) => self.do_without(vm, checkpoint, draft, base, &error)?,
+                Err(error) => return Err(BackupError::host(format!("convert the checkpoint of {}", vm.name))(error)),
             }
         } else {
             host.destroy_checkpoint(&checkpoint.path)
@@ -188,4 +189,10 @@ impl Run<'_> {
             tracing::warn!(vm = vm.name, error = %chain_text(&error), "left for the next run to remove");
         }
     }
+}
+
+/// Whether a conversion failed and nothing of it can still appear.
+fn is_final(error: &hyperv::Error) -> bool {
+    use hyperv::Error::{JobFailed, Refused, Timeout};
+    matches!(error, JobFailed { .. } | Refused { .. } | Timeout { job_ended: true, .. })
 }

@@ -134,12 +134,14 @@ impl Run<'_> {
         });
         let goes_on = match &made {
             Ok(_) => false,
-            Err(error) => matches!(
-                error.error,
-                hyperv::Error::Timeout { job_ended: false, .. }
-                    | hyperv::Error::Cancelled { job_ended: false, .. }
-                    | hyperv::Error::OutcomeUnknown { .. }
-            ) || error.kind() == ErrorKind::Timeout,
+            Err(error) => {
+                matches!(
+                    error.error,
+                    hyperv::Error::Timeout { job_ended: false, .. }
+                        | hyperv::Error::Cancelled { job_ended: false, .. }
+                        | hyperv::Error::OutcomeUnknown { .. }
+                ) || error.kind() == ErrorKind::Timeout
+            }
         };
         if goes_on {
             let intent = self.intent();

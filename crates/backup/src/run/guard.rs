@@ -21,9 +21,13 @@ impl Run<'_> {
     /// Refuses a VM whose volume has no room for a checkpoint, or whose disks wait for too many merges already.
     pub(super) fn check_room(&mut self, vm: &Vm) -> Result<(), BackupError> {
         let limits = self.context.options.guard;
-        let expected = vm.user_checkpoints().count() + limits.max_chain_depth;
-        if let Some(disk) = vm.disks.iter().find(|disk| disk.chain.len() > expected + 1) {
-            return Err(BackupError::MergeStuck { vm: vm.name.clone(), disk: disk.path.clone(), files: disk.chain.len() });
+        let allowed = vm.user_checkpoints().count() + limits.max_chain_depth;
+        if let Some(disk) = vm.disks.iter().find(|disk| disk.chain.len() > allowed) {
+            return Err(BackupError::MergeStuck {
+                vm: vm.name.clone(),
+                disk: disk.path.clone(),
+                files: disk.chain.len(),
+            });
         }
         let peak = self.journal.history.iter().map(|run| run.avhdx_peak_bytes).max();
         let disks: u64 = vm.disks.iter().map(|disk| disk.size_bytes).sum();
@@ -155,9 +159,9 @@ fn volume_of(path: &str) -> &str {
         let mut ends = path.match_indices('\\').map(|(at, _)| at);
         ends.nth(count).map_or(path, |end| &path[..end])
     };
-    let is_cluster_volume = path.get(1..).is_some_and(|rest| {
-        rest.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(":\\ClusterStorage\\"))
-    });
+    let is_cluster_volume = path
+        .get(1..)
+        .is_some_and(|rest| rest.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(":\\ClusterStorage\\")));
     match path {
         _ if path.starts_with(r"\\") => parts(3),
         _ if is_cluster_volume => parts(2),

@@ -1,10 +1,11 @@
 //! What is asked of a backup.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kopia_repo::CompressionId;
 
-use crate::ReadLimits;
+use crate::{ReadLimits, Resources};
 
 /// What to do when the guest cannot be frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub struct BackupOptions {
     pub guard: GuardLimits,
     /// How hard disks may be read.
     pub reads: ReadLimits,
+    /// Shared with every other run of the process.
+    pub resources: Arc<Resources>,
+    /// Check everything that tracking calls unchanged, not a sample.
+    pub audit_everything: bool,
     /// Name and version of the program, for the description.
     pub program: String,
 }
@@ -59,11 +64,7 @@ pub struct GuardLimits {
 
 impl Default for GuardLimits {
     fn default() -> Self {
-        Self {
-            min_free_bytes: 10 << 30,
-            max_checkpoint_age: Duration::from_secs(24 * 3600),
-            max_chain_depth: 10,
-        }
+        Self { min_free_bytes: 10 << 30, max_checkpoint_age: Duration::from_secs(24 * 3600), max_chain_depth: 10 }
     }
 }
 
@@ -81,6 +82,8 @@ impl BackupOptions {
             guest_pause: Duration::from_secs(5 * 60),
             guard: GuardLimits::default(),
             reads: ReadLimits::default(),
+            resources: Arc::default(),
+            audit_everything: false,
             program: program.into(),
         }
     }

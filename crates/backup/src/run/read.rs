@@ -1,6 +1,7 @@
 //! The disks read into the repository, in full or as changes, and every entry looked up again.
 
 use std::ops::Range;
+use std::panic::resume_unwind;
 
 use hyperv::{FrozenReader, Vm};
 use kopia_repo::WriteSession;
@@ -8,16 +9,18 @@ use vhdx::VirtualDisk;
 
 use super::Run;
 use super::freeze::OpenDisk;
+use super::guard::Watch;
 use super::prepare::Base;
-use super::report::WarningCode;
-use crate::BackupError;
-use crate::audit::audit;
+use super::report::{Warning, WarningCode};
+use crate::audit::{Audit, Audited};
 use crate::decision::{Decision, FullReason, VmFacts, decide, reason_of_failed_query};
 use crate::disk_backup::{DiskBackup, StoredDisk, lost_pieces, lost_segments, touched_segments};
 use crate::disk_object::DiskObject;
 use crate::layout::Layout;
 use crate::observer::Event;
 use crate::point::ReadMode;
+use crate::source_guard::SourceGuard;
+use crate::{BackupError, Cancel};
 
 /// How often what vanished from the repository is read again before the run fails.
 const MAX_REPAIRS: usize = 3;
@@ -26,16 +29,64 @@ const MAX_REPAIRS: usize = 3;
 pub(super) struct FinishedDisk {
     pub(super) stored: StoredDisk,
     pub(super) read: ReadMode,
-    pub(super) audit_bytes: u64,
+    pub(super) audited: Audited,
+    /// What a person should know of it.
+    pub(super) warning: Option<Warning>,
+}
+
+/// What the disks of a run are read with.
+pub(super) struct Source<'a> {
+    pub(super) session: &'a WriteSession,
+    pub(super) guard: &'a SourceGuard<'a>,
+    pub(super) watch: &'a Watch<'a>,
 }
 
 impl Run<'_> {
-    pub(super) fn back_up_disk(
-        &mut self,
+    /// All disks, as many at a time as the process may read. The first failure stops the others.
+    pub(super) fn back_up_disks(
+        &self,
+        vm: &Vm,
+        disks: &[OpenDisk<'_>],
+        base: Option<&Base>,
+        source: &Source<'_>,
+    ) -> Result<Vec<FinishedDisk>, BackupError> {
+        let resources = &self.context.options.resources;
+        let stop = Cancel::default();
+        let one = |disk| {
+            let cancel = self.context.cancel;
+            let _turn = resources.turn(cancel).ok_or(BackupError::Cancelled)?;
+            if stop.is_cancelled() {
+                return Err(BackupError::Cancelled);
+            }
+            self.back_up_disk(vm, disk, base, source).inspect_err(|_| stop.cancel())
+        };
+        if disks.len() < 2 || self.context.repo.is_inline() {
+            return disks.iter().map(one).collect();
+        }
+        let one = &one;
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = disks.iter().map(|disk| scope.spawn(move || one(disk))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        // The one that failed by itself says more than those that were stopped because of it.
+        let mut finished = Vec::with_capacity(results.len());
+        let mut failed = None;
+        for result in results {
+            match result {
+                Ok(disk) => finished.push(disk),
+                Err(error) if failed.is_none() || !matches!(error, BackupError::Cancelled) => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        failed.map_or(Ok(finished), Err)
+    }
+
+    fn back_up_disk(
+        &self,
         vm: &Vm,
         disk: &OpenDisk<'_>,
         base: Option<&Base>,
-        session: &WriteSession,
+        source: &Source<'_>,
     ) -> Result<FinishedDisk, BackupError> {
         let facts = VmFacts {
             forced: self.context.options.full,
@@ -50,24 +101,23 @@ impl Run<'_> {
             (Decision::Full(reason), _) => reason,
             (Decision::Changes { .. }, None) => unreachable!("changes need a base"),
             (Decision::Changes { base_disk, rct_id }, Some(base)) => {
-                match self.incremental(vm, disk, base, base_disk, &rct_id, session)? {
+                match self.incremental(disk, base, base_disk, &rct_id, source)? {
                     Ok(finished) => return Ok(finished),
                     Err(reason) => reason,
                 }
             }
         };
-        self.full(disk, reason, session)
+        self.full(disk, reason, source)
     }
 
     /// The inner error is the reason for a full instead.
     fn incremental(
-        &mut self,
-        vm: &Vm,
+        &self,
         disk: &OpenDisk<'_>,
         base: &Base,
         base_disk: u32,
         rct_id: &str,
-        session: &WriteSession,
+        source: &Source<'_>,
     ) -> Result<Result<FinishedDisk, FullReason>, BackupError> {
         let changed = match disk.reader.changed_ranges(rct_id) {
             Ok(changed) => changed,
@@ -94,31 +144,34 @@ impl Run<'_> {
             Err(error) => return Err(error),
         };
         let touched = touched_segments(object.layout(), &changed);
-        let clock = &*self.context.host.seam().clock;
-        let audited = audit(&disk.reader, &disk.label, &object, &touched, clock, self.context.cancel);
-        let audit_bytes = match audited {
-            Ok(bytes) => bytes,
+        let audit = Audit {
+            disk: &disk.reader,
+            label: &disk.label,
+            base: &object,
+            changed: &touched,
+            clock: &*self.context.host.seam().clock,
+            cancel: self.context.cancel,
+            guard: source.guard,
+            buffers: self.context.options.resources.buffers(),
+        };
+        let audited = match audit.run(self.context.options.audit_everything) {
+            Ok(audited) => audited,
             Err(error @ BackupError::TrackingLied { .. }) => {
-                let text = format!("{error}; read in full, and points since the last full read of it are doubtful");
-                self.warn(&vm.name, WarningCode::TrackingLied, text);
+                tracing::error!(disk = disk.label, %error, "change tracking was wrong");
                 return Ok(Err(FullReason::AuditFailed));
             }
             Err(error) => return Err(error),
         };
         let segment = u64::from(object.layout().segment_bytes());
         let total: u64 = touched.iter().map(|range| (range.end - range.start) * segment).sum();
-        let stored = self.with_progress(&disk.label, "incremental", total, |progress| {
-            self.disk_backup(disk, session, progress).incremental(&object, &changed)
+        let stored = self.with_progress(&disk.label, "incremental", total, source.watch, |progress| {
+            self.disk_backup(disk, source, progress).incremental(&object, &changed)
         })?;
-        Ok(Ok(FinishedDisk { stored, read: ReadMode::Incremental { base: base.point.id.clone() }, audit_bytes }))
+        let read = ReadMode::Incremental { base: base.point.id.clone() };
+        Ok(Ok(FinishedDisk { stored, read, audited, warning: None }))
     }
 
-    fn full(
-        &self,
-        disk: &OpenDisk<'_>,
-        reason: FullReason,
-        session: &WriteSession,
-    ) -> Result<FinishedDisk, BackupError> {
+    fn full(&self, disk: &OpenDisk<'_>, reason: FullReason, source: &Source<'_>) -> Result<FinishedDisk, BackupError> {
         let geometry = disk.reader.geometry();
         let segment_bytes =
             self.context.options.segment_bytes.unwrap_or_else(|| Layout::default_segment_bytes(geometry.size_bytes));
@@ -128,26 +181,36 @@ impl Run<'_> {
             tracing::warn!(disk = disk.label, problem, "the allocation is not known: every byte is read");
         }
         let total = allocated_bytes(&disk.reader).unwrap_or(geometry.size_bytes);
-        let stored = self.with_progress(&disk.label, "full", total, |progress| {
-            self.disk_backup(disk, session, progress).full(layout)
+        let stored = self.with_progress(&disk.label, "full", total, source.watch, |progress| {
+            self.disk_backup(disk, source, progress).full(layout)
         })?;
-        Ok(FinishedDisk { stored, read: ReadMode::Full { reason }, audit_bytes: 0 })
+        let warning = (reason == FullReason::AuditFailed).then(|| Warning {
+            code: WarningCode::TrackingLied,
+            text: format!(
+                "{} changed where change tracking says it did not; it was read in full, and points since the last full \
+                 read of it are doubtful",
+                disk.label
+            ),
+        });
+        Ok(FinishedDisk { stored, read: ReadMode::Full { reason }, audited: Audited::default(), warning })
     }
 
     fn disk_backup<'d>(
         &'d self,
         disk: &'d OpenDisk<'_>,
-        session: &'d WriteSession,
-        progress: &'d (dyn Fn(u64) + Sync),
+        source: &'d Source<'_>,
+        progress: &'d (dyn Fn(u64) -> Result<(), BackupError> + Sync),
     ) -> DiskBackup<'d> {
         DiskBackup {
             disk: &disk.reader,
             label: &disk.label,
             virtual_disk_id: disk.frozen.virtual_disk_id,
-            session,
+            session: source.session,
             compression: self.context.options.compression,
             clock: &*self.context.host.seam().clock,
             cancel: self.context.cancel,
+            guard: source.guard,
+            buffers: self.context.options.resources.buffers(),
             progress,
         }
     }
@@ -157,11 +220,15 @@ impl Run<'_> {
         label: &str,
         what: &str,
         total_bytes: u64,
-        work: impl FnOnce(&(dyn Fn(u64) + Sync)) -> Result<T, BackupError>,
+        watch: &Watch<'_>,
+        work: impl FnOnce(&(dyn Fn(u64) -> Result<(), BackupError> + Sync)) -> Result<T, BackupError>,
     ) -> Result<T, BackupError> {
         let observer = self.context.observer;
         observer.event(Event::Started { subject: label, total_bytes, what });
-        let result = work(&|bytes| observer.event(Event::Advanced { subject: label, bytes }));
+        let result = work(&|bytes| {
+            observer.event(Event::Advanced { subject: label, bytes });
+            watch.check()
+        });
         observer.event(Event::Finished { subject: label });
         result
     }
@@ -172,7 +239,7 @@ impl Run<'_> {
         &self,
         disks: &[OpenDisk<'_>],
         finished: &mut [FinishedDisk],
-        session: &WriteSession,
+        source: &Source<'_>,
     ) -> Result<(u64, u64), BackupError> {
         let repo = self.context.repo;
         let (mut entries, mut checked) = (0, 0);
@@ -199,8 +266,8 @@ impl Run<'_> {
                     });
                 }
                 tracing::warn!(disk = disk.label, contents = lost.len(), "contents vanished meanwhile: read again");
-                finished.stored = self.disk_backup(disk, session, &|_| ()).repair(&finished.stored, &lost)?;
-                session.flush()?;
+                finished.stored = self.disk_backup(disk, source, &|_| Ok(())).repair(&finished.stored, &lost)?;
+                source.session.flush()?;
                 repo.refresh()?;
             }
         }

@@ -6,6 +6,7 @@ mod support;
 
 mod changes;
 mod consistency;
+mod faults;
 mod foreign;
 mod kinds;
 mod names;

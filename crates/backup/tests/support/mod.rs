@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup::{
-    BackupContext, BackupError, BackupOptions, Cancel, FullReason, HostState, Point, PointDisk, ReadMode, Silent,
-    TargetFormat, VmReport, back_up_vm, list_points, new_run_id, restore_disk,
+    BackupContext, BackupError, BackupOptions, Cancel, Event, FullReason, HostState, Observer, Point, PointDisk,
+    ReadMode, Silent, TargetFormat, VmReport, back_up_vm, list_points, new_run_id, restore_disk,
 };
 use bucket::{Faulty, Memory};
 use hyperv::Host;
@@ -63,6 +63,21 @@ impl Rig {
 
     /// A VM by name or id; whoever holds `cancel` may stop it.
     pub fn back_up_as(&self, selector: &str, seam: Seam, cancel: &Cancel) -> Result<VmReport, BackupError> {
+        self.back_up_observed(selector, seam, cancel, &Silent)
+    }
+
+    /// `act` is called at the beginning of every phase, with its name.
+    pub fn back_up_and(&self, act: impl Fn(&str) + Send + Sync) -> Result<VmReport, BackupError> {
+        self.back_up_observed("DC01", self.lab.seam(), &Cancel::default(), &AtPhases(act))
+    }
+
+    fn back_up_observed(
+        &self,
+        selector: &str,
+        seam: Seam,
+        cancel: &Cancel,
+        observer: &dyn Observer,
+    ) -> Result<VmReport, BackupError> {
         let host = Host::new(seam);
         let vm = host
             .find_vm(selector)
@@ -74,7 +89,7 @@ impl Rig {
             repo: &self.repo,
             state: &state,
             options: &self.options,
-            observer: &Silent,
+            observer,
             cancel,
         };
         back_up_vm(&context, &vm, &new_run_id())
@@ -147,6 +162,16 @@ impl Rig {
         }
         let strays = self.lab.stray_files().unwrap();
         assert!(strays.is_empty(), "{label}: stray files {strays:?}");
+    }
+}
+
+struct AtPhases<F>(F);
+
+impl<F: Fn(&str) + Send + Sync> Observer for AtPhases<F> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Phase { phase, .. } = event {
+            (self.0)(phase);
+        }
     }
 }
 
