@@ -26,7 +26,7 @@ use backup::{ReadLimits, Resources};
 use bucket::{Bucket, RateLimiter, SystemClock, Throttled};
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::{Timestamp, ZonedDateTime};
 use serde::{Deserialize, Serialize};
 
 use crate::service::{Day, time_of_day};
@@ -131,7 +131,7 @@ impl Limits {
     }
 
     /// The rate at a time: that of the first window that is open and says something, else the one outside windows.
-    fn rate(&self, way: Way, at: &Zoned) -> Option<u64> {
+    fn rate(&self, way: Way, at: &ZonedDateTime) -> Option<u64> {
         let open = self.windows.iter().filter(|window| window.is_open(at));
         let of_windows = open.filter_map(|window| match way {
             Way::Upload => window.upload,
@@ -149,7 +149,7 @@ impl Limits {
 }
 
 impl Window {
-    fn is_open(&self, at: &Zoned) -> bool {
+    fn is_open(&self, at: &ZonedDateTime) -> bool {
         let time = at.time();
         let fits = |date: jiff::civil::Date| {
             self.days.is_empty() || self.days.iter().any(|day| day.weekday() == date.weekday())
@@ -182,7 +182,7 @@ impl Throttle {
             let limiter = RateLimiter::new(Arc::new(SystemClock::default()));
             let limits = limits.clone();
             limiter.set_rate(move || {
-                let now = Timestamp::now().to_zoned(TimeZone::system());
+                let now = Timestamp::now().to_zoned_datetime(TimeZone::system());
                 limits.read().unwrap_or_else(std::sync::PoisonError::into_inner).rate(way, &now)
             });
             Arc::new(limiter)
@@ -311,7 +311,7 @@ mod tests {
             ("2026-11-28T23:00:00", 50, None),
             ("2026-11-26T12:00:00", 50, None),
         ] {
-            let at: Zoned = format!("{time}[Europe/Berlin]").parse().unwrap();
+            let at: ZonedDateTime = format!("{time}[Europe/Berlin]").parse().unwrap();
             assert_eq!(limits.rate(Way::Upload, &at), Some(upload_mib << 20), "{time}");
             assert_eq!(limits.rate(Way::Read, &at), read_mib.map(|mib: u64| mib << 20), "{time}");
             assert_eq!(limits.rate(Way::Download, &at), None, "{time}");
