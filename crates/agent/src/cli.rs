@@ -143,6 +143,9 @@ pub enum Command {
     /// The virtual machines of a host
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Whether a host can be backed up, and what former runs left on it
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Back up virtual machines
     #[command(after_help = BACKUP_EXAMPLES, after_long_help = BACKUP_LONG)]
     Backup(BackupArgs),
@@ -155,6 +158,9 @@ pub enum Command {
     /// Prove that points can be restored
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// What the checks of change tracking re-read, and what that is worth
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit(AuditArgs),
     /// Any snapshot of the repository, stock Kopia's included
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -312,6 +318,37 @@ Examples:
     },
 }
 
+/// `host …`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Rights, service, change tracking of each VM, and leftovers; changes nothing
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent host check --host local
+  e3-backup-agent host check --host lab:./lab
+  e3-backup-agent host check --json
+
+Exit codes: 0 all is well, 4 something was found or a VM cannot be backed up.")]
+    Check {
+        /// Also take for ours what carries this agent's id
+        #[arg(long, value_name = "AGENT")]
+        from: Option<String>,
+    },
+    /// List what former runs left, and remove what is proven to be ours
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent host clean
+  e3-backup-agent host clean --yes
+  e3-backup-agent host clean --from 3f9a01bc      leftovers of an agent that is gone
+
+Checkpoints and reference points of other programs, and what may be ours without proof, are named and left alone.")]
+    Clean {
+        /// Also take for ours what carries this agent's id
+        #[arg(long, value_name = "AGENT")]
+        from: Option<String>,
+    },
+}
+
 const BACKUP_EXAMPLES: &str = "\
 Examples:
   e3-backup-agent backup DC01
@@ -326,7 +363,7 @@ Examples:
   e3-backup-agent backup DC01 --segment-size 256KiB      small segments for a database
   e3-backup-agent backup --all --json > result.json      for scripts
 
-VMs are backed up one after another; one that fails does not stop the others. The first point of a VM is read in full,
+Some VMs are backed up at a time (--parallel); one that fails does not stop the others. The first point of a VM is read in full,
 later ones read what Hyper-V says has changed. A disk that cannot be read gives no point of that VM.
 
 Exit codes: 0 all done, 3 some VMs failed, 4 done with warnings (0 with --warnings-ok); the rest by
@@ -350,6 +387,9 @@ pub struct BackupArgs {
     /// Read everything, whatever change tracking says
     #[arg(long)]
     pub full: bool,
+    /// Re-read all that change tracking calls unchanged, not a sample of it
+    #[arg(long)]
+    pub audit_all: bool,
     /// What to ask of the guest
     #[arg(long, value_enum, default_value_t = ConsistencyArg::Application)]
     pub consistency: ConsistencyArg,
@@ -521,7 +561,10 @@ const VERIFY_EXAMPLES: &str = "\
 Examples:
   e3-backup-agent verify DC01@latest
   e3-backup-agent verify 7f3a91c2 c41e07aa --level full
-  e3-backup-agent verify --all --level structure";
+  e3-backup-agent verify --all --level sample
+  e3-backup-agent verify DC01@latest --level restore --scratch /mnt/big
+
+What was found is kept with the point: `points list` and `points show` say it.";
 
 /// `verify …`
 #[derive(Args, Debug)]
@@ -532,9 +575,28 @@ pub struct VerifyArgs {
     /// Every point of the repository
     #[arg(long)]
     pub all: bool,
-    /// How deep to look: that every part is there, or every byte
+    /// How deep to look
     #[arg(long, value_enum, default_value_t = LevelArg::Structure)]
     pub level: LevelArg,
+    /// Where --level restore puts disks for a moment, unencrypted (default: the system's temporary folder)
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+}
+
+const AUDIT_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent audit
+  e3-backup-agent audit DC01 'SQL*'
+  e3-backup-agent backup DC01 --audit-all      a backup that checks everything, not a sample
+
+Exit codes: 0 nothing found, 4 change tracking was wrong somewhere.";
+
+/// `audit …`
+#[derive(Args, Debug)]
+pub struct AuditArgs {
+    /// Names, ids or patterns of VMs; all, if left out
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
 }
 
 /// How deep a verification looks.
@@ -542,8 +604,12 @@ pub struct VerifyArgs {
 pub enum LevelArg {
     /// Every part is there and long enough.
     Structure,
+    /// Besides, one in a hundred segments is read and its hash compared, 64 of each disk at least.
+    Sample,
     /// Every byte is read and its hash compared.
     Full,
+    /// Every disk is restored to --scratch, its file systems are checked (e2fsck, ntfsfix), and it is removed again.
+    Restore,
 }
 
 /// `snapshot …`

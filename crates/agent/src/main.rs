@@ -72,6 +72,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Repo(command) => commands::repo::run(&context, command),
         Command::Lab(command) => commands::lab::run(&context, command),
         Command::Vm(command) => commands::vm::run(&context, command),
+        Command::Host(command) => commands::host::run(&context, &command),
+        Command::Audit(arguments) => commands::audit::run(&context, &arguments),
         Command::Backup(arguments) => commands::backup::run(&context, &arguments),
         Command::Points(command) => commands::points::run(&context, command),
         Command::Restore(command) => commands::restore::run(&context, command),

@@ -18,6 +18,8 @@ pub mod decision;
 mod disk_backup;
 mod disk_object;
 mod error;
+pub mod evidence;
+pub mod janitor;
 pub mod layout;
 mod observer;
 mod pipeline;
@@ -31,6 +33,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod volumes;
 
 pub use audit::Audited;
 pub use commit::{DraftFile, PointDraft};
@@ -52,7 +55,8 @@ pub use run::{
 };
 pub use source_guard::{ReadLimits, ReadTimes};
 pub use state::{HostState, PastRun, VmJournal, VmLock};
-pub use verify::{VerifyLevel, VerifyReport, verify_point};
+pub use verify::{VerifyLevel, VerifyReport, verify_by_restoring, verify_point};
+pub use volumes::VolumeCheck;
 
 use serde::{Deserialize, Serialize};
 

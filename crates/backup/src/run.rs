@@ -27,7 +27,8 @@ use crate::observer::{Event, Observer};
 use crate::point::{PointDescription, PointDisk};
 use crate::source_guard::SourceGuard;
 use crate::state::{HostState, Intent, PastRun, VmJournal, random_hex};
-use crate::{BackupError, Cancel, recovery};
+use crate::error::chain_text;
+use crate::{BackupError, Cancel, evidence, recovery};
 
 /// What runs on one host share.
 pub struct BackupContext<'a> {
@@ -169,6 +170,20 @@ impl Run<'_> {
         let (point, of_commit) = commit(context.repo, clock, &draft, &converted)?;
         let description = point.describe(context.repo)?;
         let depths: Vec<ChainBefore> = checkpoint.disks.iter().map(ChainBefore::from).collect();
+        if self.warnings.iter().any(|warning| warning.code == WarningCode::TrackingLied) {
+            // The new point is safe whether or not this can be noted.
+            match evidence::doubt(context.repo, &description, timestamp(clock)) {
+                Ok(points) if points.is_empty() => {}
+                Ok(points) => {
+                    let text = format!("points that may lack changes of the guest: {}", points.join(", "));
+                    self.warn(&vm.name, WarningCode::TrackingLied, text);
+                }
+                Err(error) => {
+                    let text = format!("earlier points could not be marked as doubtful: {}", chain_text(&error));
+                    self.warn(&vm.name, WarningCode::TrackingLied, text);
+                }
+            }
+        }
         let merge = self.finish(vm, &converted, &depths, converted_at)?;
         let checkpoint = converted_at.saturating_sub(frozen_at);
         self.remember(PastRun {

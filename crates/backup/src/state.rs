@@ -42,18 +42,30 @@ impl HostState {
 
     /// The VMs, by id, of which a run did not end, or goes on in another process.
     pub fn open_intents(&self) -> Result<Vec<String>, BackupError> {
-        let failed = || BackupError::state("list the folder of journals", &self.dir);
         let mut open = Vec::new();
-        for entry in std::fs::read_dir(&self.dir).map_err(failed())? {
-            let name = entry.map_err(failed())?.file_name();
-            if let Some(vm_id) = name.to_str().and_then(|name| name.strip_suffix(".json"))
-                && self.journal(vm_id)?.intent.is_some()
-            {
-                open.push(vm_id.to_owned());
+        for vm_id in self.journals()? {
+            if self.journal(&vm_id)?.intent.is_some() {
+                open.push(vm_id);
             }
         }
-        open.sort();
         Ok(open)
+    }
+
+    /// The VMs, by id, that have a journal.
+    pub fn journals(&self) -> Result<Vec<String>, BackupError> {
+        let failed = || BackupError::state("list the folder of journals", &self.dir);
+        let mut vms = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            // Other documents lie here too; those of VMs are named by a GUID.
+            if let Some(vm_id) = name.to_str().and_then(|name| name.strip_suffix(".json"))
+                && vm_id.parse::<vhdx::Guid>().is_ok()
+            {
+                vms.push(vm_id.to_owned());
+            }
+        }
+        vms.sort();
+        Ok(vms)
     }
 
     /// Takes the lock of a VM; it is held until the guard is dropped, or the process ends in whatever way.

@@ -1,15 +1,19 @@
-//! Whether a point can be restored: its structure, or every byte of it.
+//! Whether a point can be restored: its structure, a sample or every byte of it, or a restore that is tried.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kopia_repo::format::snapshot::EntryType;
+use kopia_repo::grouped::ENTRIES_PER_PIECE;
 use kopia_repo::{ContentId, Repository, object_of};
 
 use crate::disk_object::DiskObject;
 use crate::observer::{Event, Observer};
 use crate::point::Point;
+use crate::restore::{TargetFormat, restore_disk};
+use crate::volumes::{VolumeCheck, check_volumes};
 use crate::{BackupError, Cancel};
 
 /// How deep to look.
@@ -17,9 +21,16 @@ use crate::{BackupError, Cancel};
 pub enum VerifyLevel {
     /// Description, tree, heads and entry lists are right; every content is in the index and its pack long enough.
     Structure,
-    /// Besides, every byte is read, decrypted, decompressed and its hash compared.
+    /// Besides, a random part of the stored segments is read, decrypted, decompressed and its hash compared: one in a
+    /// hundred, and 64 at least.
+    Sample,
+    /// All of them are.
     Full,
 }
+
+/// Segments of a disk in a sample: so many at least, and this share.
+const MIN_SAMPLE: u64 = 64;
+const SAMPLE_SHARE: u64 = 100;
 
 /// What a verification found.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +39,12 @@ pub struct VerifyReport {
     pub damage: Vec<String>,
     /// Entries of all disks looked up.
     pub entries: u64,
+    /// Segments read, of all that the disks have.
+    pub segments: (u64, u64),
     /// Plaintext bytes read and compared with their hash.
     pub read_bytes: u64,
+    /// File systems that were checked on restored disks.
+    pub volumes: Vec<VolumeCheck>,
 }
 
 /// At most so many findings are listed; the count goes on.
@@ -57,11 +72,78 @@ pub fn verify_point(
         let Some(object) = damage_or(point.open_disk(repo, disk), &mut report)? else { continue };
         let name = format!("{label} disk {}", disk.number);
         check_entries(&object, &name, &packs, &mut report)?;
-        if level == VerifyLevel::Full {
-            read_everything(&object, &name, observer, cancel, &mut report)?;
-        }
+        let sample = match level {
+            VerifyLevel::Structure => continue,
+            VerifyLevel::Sample => Some(sample(object.segments())),
+            VerifyLevel::Full => None,
+        };
+        report.segments.0 += sample.as_ref().map_or(object.segments(), |sample| sample.len() as u64);
+        report.segments.1 += object.segments();
+        read_segments(&object, &name, sample.as_ref(), observer, cancel, &mut report)?;
     }
     Ok(report)
+}
+
+/// Restores every disk of a point to a file in `scratch`, looks for file systems on it, lets the system's checkers look
+/// at them, and removes the files: that it can be restored is not said but tried. Reading checks every byte on the way.
+pub fn verify_by_restoring(
+    repo: &std::sync::Arc<Repository>,
+    point: &Point,
+    scratch: &Path,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<VerifyReport, BackupError> {
+    let mut report = verify_point(repo, point, VerifyLevel::Structure, observer, cancel)?;
+    if !report.is_sound() {
+        return Ok(report);
+    }
+    let failed = |source| BackupError::Target { path: scratch.display().to_string(), source };
+    let folder = tempfile::Builder::new().prefix("e3-verify-").tempdir_in(scratch).map_err(failed)?;
+    let description = point.describe(repo)?;
+    for disk in &description.disks {
+        let object = point.open_disk(repo, disk)?;
+        let label = format!("{} {} disk {}", point.vm_name, &point.id[..point.id.len().min(8)], disk.number);
+        let target = folder.path().join("disk.raw");
+        let restored = restore_disk(&object, &target, TargetFormat::Raw, true, &label, observer, cancel);
+        let Some(restored) = damage_or(restored, &mut report)? else { continue };
+        report.read_bytes += restored.written_bytes;
+        report.segments.0 += object.segments();
+        report.segments.1 += object.segments();
+        observer.event(Event::Phase { subject: &label, phase: "checking the file systems" });
+        let file = std::fs::File::open(&target).map_err(failed)?;
+        let raw = vhdx::RawFile::open(std::sync::Arc::new(file));
+        let raw = raw.map_err(|error| failed(std::io::Error::other(error)))?;
+        let checks = check_volumes(&raw, disk.logical_sector_bytes, disk.number, folder.path());
+        for check in checks.map_err(failed)? {
+            if check.sound == Some(false) {
+                report.found(format!(
+                    "disk {}, {} at {}: {}: {}",
+                    check.disk,
+                    check.file_system,
+                    check.offset_bytes,
+                    check.checker.as_deref().unwrap_or_default(),
+                    check.said.join("; "),
+                ));
+            }
+            report.volumes.push(check);
+        }
+        drop(raw);
+        std::fs::remove_file(&target).map_err(failed)?;
+    }
+    Ok(report)
+}
+
+/// Segments of a stream, by number, drawn at random.
+fn sample(segments: u64) -> BTreeSet<u64> {
+    let wanted = MIN_SAMPLE.max(segments / SAMPLE_SHARE).min(segments);
+    let mut sample = BTreeSet::new();
+    if wanted == segments {
+        sample.extend(0..segments);
+    }
+    while (sample.len() as u64) < wanted {
+        sample.insert(u64::from_ne_bytes(random::bytes()) % segments);
+    }
+    sample
 }
 
 /// Damage goes to the report; anything else is an error of the verification.
@@ -145,15 +227,19 @@ fn check_entries(
     Ok(())
 }
 
-fn read_everything(
+/// Reads the segments of `sample`, or all.
+fn read_segments(
     object: &DiskObject,
     name: &str,
+    sample: Option<&BTreeSet<u64>>,
     observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut VerifyReport,
 ) -> Result<(), BackupError> {
     let readers = (2 * std::thread::available_parallelism().map_or(2, |count| count.get())).max(4);
-    observer.event(Event::Started { subject: name, total_bytes: object.len_bytes(), what: "verify" });
+    let of_sample = sample.map(|sample| sample.len() as u64 * u64::from(object.layout().segment_bytes()));
+    let total_bytes = of_sample.unwrap_or(u64::MAX).min(object.len_bytes());
+    observer.event(Event::Started { subject: name, total_bytes, what: "verify" });
     let read = AtomicU64::new(0);
     let found: Mutex<Vec<String>> = Mutex::default();
     let failed: Mutex<Option<BackupError>> = Mutex::default();
@@ -197,8 +283,16 @@ fn read_everything(
                 break;
             }
             // A piece that cannot be read was reported with the structure.
+            let first = (piece * ENTRIES_PER_PIECE) as u64;
+            let is_drawn = |segment: u64| sample.is_none_or(|sample| sample.contains(&segment));
+            let range = first..first + ENTRIES_PER_PIECE as u64;
+            if sample.is_some_and(|sample| sample.range(range).next().is_none()) {
+                continue;
+            }
             let Ok(entries) = object.piece(piece) else { continue };
-            for chunk in entries.chunks(16) {
+            let drawn: Vec<_> =
+                (first..).zip(entries.iter()).filter(|(segment, _)| is_drawn(*segment)).map(|(_, entry)| entry).collect();
+            for chunk in drawn.chunks(16) {
                 let mut batch = Vec::with_capacity(chunk.len());
                 for entry in chunk {
                     // A run of one content, mostly zeroes, is read once.

@@ -76,6 +76,7 @@ fn run_on(
 fn options(arguments: &BackupArgs) -> Result<BackupOptions, Failure> {
     let mut options = BackupOptions::new(PROGRAM);
     options.full = arguments.full;
+    options.audit_everything = arguments.audit_all;
     options.consistency = arguments.consistency.policy();
     if let Some(bytes) = arguments.segment_size {
         if !bytes.is_power_of_two() || !SEGMENT_BYTES.contains(&bytes) {

@@ -1,7 +1,9 @@
 //! One module per noun or bare verb of the command line.
 
 pub mod about;
+pub mod audit;
 pub mod backup;
+pub mod host;
 pub mod lab;
 pub mod points;
 pub mod repo;

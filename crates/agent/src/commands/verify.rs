@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use backup::{BackupError, Point, VerifyLevel, VerifyReport, list_points, select_point, verify_point};
+use backup::evidence::{self, Check, Evidence};
+use backup::{
+    BackupError, Point, VerifyLevel, VerifyReport, list_points, select_point, verify_by_restoring, verify_point,
+};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::backup::short;
 use crate::cli::{LevelArg, VerifyArgs};
-use crate::context::Context;
+use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
@@ -20,10 +24,7 @@ pub fn run(context: &Context, arguments: &VerifyArgs) -> Result<Outcome, Failure
     let repo = context.repository()?;
     let on = repo.display_name();
     let points = find_points(&repo, arguments, &on)?;
-    let level = match arguments.level {
-        LevelArg::Structure => VerifyLevel::Structure,
-        LevelArg::Full => VerifyLevel::Full,
-    };
+    let scratch = arguments.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let interrupt = Interrupt::watch();
     let progress = Progress::start("verify", &context.global);
     let begun = Instant::now();
@@ -33,7 +34,13 @@ pub fn run(context: &Context, arguments: &VerifyArgs) -> Result<Outcome, Failure
             progress.part(format!("point {number} of {}", points.len()));
         }
         let point_begun = Instant::now();
-        let result = verify_point(&repo, point, level, &progress, interrupt.cancel());
+        let cancel = interrupt.cancel();
+        let result = match arguments.level {
+            LevelArg::Structure => verify_point(&repo, point, VerifyLevel::Structure, &progress, cancel),
+            LevelArg::Sample => verify_point(&repo, point, VerifyLevel::Sample, &progress, cancel),
+            LevelArg::Full => verify_point(&repo, point, VerifyLevel::Full, &progress, cancel),
+            LevelArg::Restore => verify_by_restoring(&repo, point, &scratch, &progress, cancel),
+        };
         if matches!(result, Err(BackupError::Cancelled)) {
             progress.finish();
             let what = format!("verify {} of {}", short(&point.id), point.vm_name);
@@ -43,6 +50,13 @@ pub fn run(context: &Context, arguments: &VerifyArgs) -> Result<Outcome, Failure
         let result = PointResult { point, result, elapsed: point_begun.elapsed() };
         progress.pause();
         result.show(context, arguments.level);
+        if let Some(evidence) = result.evidence(arguments.level)
+            && let Err(error) = evidence::record(&repo, &[evidence])
+        {
+            // What was found stands on the screen; only the record of it is missing.
+            let what = format!("keep the evidence of point {}", short(&point.id));
+            Failure::of(what, &*on, &error).print(context.global.verbose > 0);
+        }
         results.push(result);
     }
     progress.finish();
@@ -77,6 +91,38 @@ struct PointResult<'a> {
 }
 
 impl PointResult<'_> {
+    /// What is kept of it; nothing where nothing was found out.
+    fn evidence(&self, level: LevelArg) -> Option<Evidence> {
+        let empty = VerifyReport::default();
+        let report = match &self.result {
+            Ok(report) => report,
+            Err(_) if self.is_damaged() => &empty,
+            Err(_) => return None,
+        };
+        let problems = match &self.result {
+            Ok(report) => report.damage.clone(),
+            Err(failure) => vec![failure.to_string()],
+        };
+        Some(Evidence {
+            point_id: self.point.id.clone(),
+            vm_id: self.point.vm_id.clone(),
+            check: match level {
+                LevelArg::Structure => Check::Structure,
+                LevelArg::Sample => Check::Sample,
+                LevelArg::Full => Check::Full,
+                LevelArg::Restore => Check::Restore,
+            },
+            outcome: if self.is_damaged() { evidence::Outcome::Damaged } else { evidence::Outcome::Sound },
+            at: Timestamp::now(),
+            program: PROGRAM.to_owned(),
+            entries: report.entries,
+            segments: report.segments,
+            read_bytes: report.read_bytes,
+            volumes: report.volumes.clone(),
+            problems,
+        })
+    }
+
     fn is_damaged(&self) -> bool {
         match &self.result {
             Ok(report) => !report.is_sound(),
@@ -99,7 +145,12 @@ impl PointResult<'_> {
             Ok(report) => {
                 let done = match level {
                     LevelArg::Structure => format!("every part is there   {} entries", report.entries),
+                    LevelArg::Sample => {
+                        let (read, of) = report.segments;
+                        format!("{read} of {of} segments read and hashed   {}", size(report.read_bytes))
+                    }
                     LevelArg::Full => format!("every byte read and hashed   {}", size(report.read_bytes)),
+                    LevelArg::Restore => format!("restored   {}   {}", size(report.read_bytes), volumes_text(report)),
                 };
                 let (id, name, time) = (short(&self.point.id), &self.point.vm_name, duration(self.elapsed));
                 line(&visible(&format!("{id}  {name}   {done}   {time}   ok")));
@@ -112,6 +163,10 @@ impl PointResult<'_> {
         let (damage, entries, read_bytes, error) = match &self.result {
             Ok(report) => (json!(report.damage), report.entries, report.read_bytes, Value::Null),
             Err(failure) => (json!([]), 0, 0, failure.to_json()),
+        };
+        let (segments, volumes) = match &self.result {
+            Ok(report) => (report.segments, json!(report.volumes)),
+            Err(_) => ((0, 0), json!([])),
         };
         json!({
             "point_id": self.point.id,
@@ -126,6 +181,9 @@ impl PointResult<'_> {
             "damage": damage,
             "entries": entries,
             "read_bytes": read_bytes,
+            "segments_read": segments.0,
+            "segments": segments.1,
+            "volumes": volumes,
             "elapsed_ms": u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX),
             "error": error,
         })
@@ -171,9 +229,24 @@ fn conclude(
     Ok(Outcome { exit })
 }
 
+/// `2 of 3 file systems sound, 1 without a checker here`.
+fn volumes_text(report: &VerifyReport) -> String {
+    let count = |sound| report.volumes.iter().filter(|volume| volume.sound == sound).count();
+    let unchecked = match count(None) {
+        0 => String::new(),
+        count => format!(", {count} without a checker on this machine"),
+    };
+    match report.volumes.len() {
+        0 => "no file system that is known was found".to_owned(),
+        all => format!("{} of {all} file systems sound{unchecked}", count(Some(true))),
+    }
+}
+
 fn level_name(level: LevelArg) -> &'static str {
     match level {
         LevelArg::Structure => "structure",
+        LevelArg::Sample => "sample",
         LevelArg::Full => "full",
+        LevelArg::Restore => "restore",
     }
 }

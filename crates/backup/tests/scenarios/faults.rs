@@ -260,9 +260,23 @@ fn row_26_tracking_that_leaves_changes_out_is_found_and_read_around() {
     // So small a disk is checked whole, so one omission is enough.
     let report = back_up_well(&rig, "lied to");
     assert_eq!(full_reasons(&report), [Some(FullReason::AuditFailed)]);
-    assert_eq!(warnings(&report, WarningCode::TrackingLied), 1);
+    // The only point before was read in full: nothing is doubtful.
+    assert_eq!(warnings(&report, WarningCode::TrackingLied), 1, "{:?}", report.warnings);
     rig.lab.clear_faults().unwrap();
     rig.guest_write(3, 1);
+    let tracked = back_up_well(&rig, "tracked");
+    rig.lab.guest_write_at("DC01", 0, 7 * MIB, &[9; 4096]).unwrap();
+    rig.lab.inject(Fault::ChangesOmit { vm: "DC01".into(), disk: 0, unit: 0 }).unwrap();
+    let second = back_up_well(&rig, "lied to again");
+    assert_eq!(warnings(&second, WarningCode::TrackingLied), 2, "{:?}", second.warnings);
+    let evidence = backup::evidence::all(&rig.repo).unwrap();
+    let judge = |id: &str| backup::evidence::judge(evidence.get(id).map_or(&[], Vec::as_slice)).outcome;
+    use backup::evidence::Outcome;
+    assert_eq!(judge(&tracked.point.id), Outcome::Doubtful, "it rests on tracking");
+    assert_eq!(judge(&report.point.id), Outcome::Sound, "it was read in full");
+    assert_eq!(judge(&second.point.id), Outcome::Sound);
+    rig.lab.clear_faults().unwrap();
+    rig.guest_write(4, 1);
     let report = back_up_well(&rig, "after");
     assert_eq!(full_reasons(&report), [None]);
     let audited = report.description.disks[0].audited.expect("an incremental is checked");
