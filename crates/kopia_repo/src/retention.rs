@@ -94,7 +94,8 @@ impl RetentionPolicy {
         self.limit_if_set(period).unwrap_or(0)
     }
 
-    pub(crate) fn limit_if_set(&self, period: Period) -> Option<i64> {
+    /// How many of a kind are kept, if this policy says so: unset differs from 0, which no wider policy overrides.
+    pub fn limit_if_set(&self, period: Period) -> Option<i64> {
         match period {
             Period::Latest => self.keep_latest,
             Period::Hourly => self.keep_hourly,
