@@ -2,10 +2,12 @@
 
 pub mod about;
 pub mod backup;
+pub mod holds;
 pub mod lab;
 pub mod points;
 pub mod repo;
 pub mod restore;
+pub mod retention;
 pub mod snapshot;
 pub mod verify;
 pub mod vhd;
