@@ -189,6 +189,8 @@ catalogue! {
     Failed = "FAILED", 1, ["run it again with -v, and look at the causes"];
     /// Arguments, environment or configuration; nothing was tried.
     Usage = "USAGE", 2, ["see --help"];
+    /// Something that cannot be undone was not confirmed; nothing was done.
+    NotConfirmed = "NOT_CONFIRMED", 2, ["say --confirm with the name of what it is done to"];
     /// No password was given, and there is nobody to ask.
     NoPassword = "NO_PASSWORD", 2, ["give --password-file FILE", "set E3_PASSWORD"];
     /// A password that no repository should get.
@@ -203,6 +205,8 @@ catalogue! {
     TargetExists = "TARGET_EXISTS", 5, ["choose another name", "remove what is there"];
     /// A target that is in the way or does not fit; nothing was written.
     TargetRefused = "TARGET_REFUSED", 5, ["choose another --to", "say --overwrite to replace what is there"];
+    /// A point that is held, or the last sound one of its VM.
+    PointProtected = "POINT_PROTECTED", 5, ["release what is held (`points release`)", "leave the VM a sound point: make a new one first"];
     /// A repository is there already.
     RepositoryExists = "REPOSITORY_EXISTS", 5, ["use it (`repo connect`)", "choose another place"];
     /// The store lacks something essential.
@@ -338,6 +342,7 @@ fn of_backup(error: &BackupError) -> Option<Code> {
         BackupError::CheckpointTooOld { .. } => Code::CheckpointTooOld,
         BackupError::SourceRead { .. } | BackupError::SourceMap { .. } => Code::SourceUnreadable,
         BackupError::TargetRefused { .. } => Code::TargetRefused,
+        BackupError::PointsProtected { .. } => Code::PointProtected,
         BackupError::Target { source, .. } => match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::TargetFull,
             _ => return of_io(source),
@@ -587,6 +592,7 @@ mod tests {
             (Box::new(target(io::ErrorKind::StorageFull)), "TARGET_FULL", 14),
             (Box::new(target(io::ErrorKind::Other)), "FAILED", 1),
             (Box::new(BackupError::TargetRefused { path: "f".into(), problem: "p".into() }), "TARGET_REFUSED", 5),
+            (Box::new(BackupError::PointsProtected { obstacles: Vec::new() }), "POINT_PROTECTED", 5),
             (Box::new(host(refused(32775))), "BUSY", 7),
             (Box::new(host(refused(32769))), "HOST_ACCESS_DENIED", 9),
             (Box::new(host(timeout(true))), "HOST_FAILED", 9),

@@ -12,6 +12,7 @@ mod batch;
 mod cli;
 mod commands;
 mod config;
+mod confirm;
 mod context;
 mod failure;
 mod host;
@@ -76,6 +77,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Audit(arguments) => commands::audit::run(&context, &arguments),
         Command::Backup(arguments) => commands::backup::run(&context, &arguments),
         Command::Points(command) => commands::points::run(&context, command),
+        Command::Retention(command) => commands::retention::run(&context, command),
         Command::Restore(command) => commands::restore::run(&context, command),
         Command::Verify(arguments) => commands::verify::run(&context, &arguments),
         Command::Snapshot(command) => commands::snapshot::run(&context, command),

@@ -2,14 +2,15 @@
 
 use hyperv::seam::Clock;
 use jiff::Timestamp;
-use kopia_repo::format::policy::{Policy, RetentionPolicy};
+use kopia_repo::format::policy::Policy;
 use kopia_repo::format::snapshot::{
     DirEntry, DirSummary, DirectoryObject, EntryType, GoMode, SnapshotManifest, SnapshotStats, SourceInfo,
 };
-use kopia_repo::{CompressionId, Repository, SessionOptions, SessionStats, WriteSession};
+use kopia_repo::{CompressionId, PolicyTarget, Repository, SessionOptions, SessionStats, WriteSession};
 use serde::{Deserialize, Serialize};
 
 use crate::point::{Point, PointDescription, SOURCE_USER, list_points};
+use crate::retention::keep_everything;
 use crate::state::Converted;
 use crate::{BackupError, Consistency};
 
@@ -23,6 +24,16 @@ pub struct PointDraft {
     pub source_host: String,
     /// All files but `point.json`.
     pub files: Vec<DraftFile>,
+}
+
+impl PointDraft {
+    fn source(&self) -> SourceInfo {
+        SourceInfo {
+            host: self.source_host.clone(),
+            user_name: SOURCE_USER.into(),
+            path: source_path(&self.description.vm_id),
+        }
+    }
 }
 
 /// A file of a draft.
@@ -72,34 +83,12 @@ pub(crate) fn commit(
 }
 
 /// Stock's default retention would expire points as soon as anybody runs it: before the first manifest of a source, a
-/// policy says that all of them stay (spec kopia-format 6.6: with every limit at 0 nothing expires).
+/// policy says that all of them stay.
 fn keep_all_points(repo: &Repository, session: &WriteSession, draft: &PointDraft) -> Result<(), BackupError> {
-    let path = source_path(&draft.description.vm_id);
-    let labels = [
-        ("type", "policy"),
-        ("policyType", "path"),
-        ("username", SOURCE_USER),
-        ("hostname", &draft.source_host),
-        ("path", &path),
-    ];
-    if !repo.find_manifests(&labels)?.is_empty() {
-        return Ok(());
+    let target = PolicyTarget::Path(draft.source());
+    if repo.find_manifests(&target.labels())?.is_empty() {
+        session.put_policy(&target, &Policy { retention: keep_everything(), ..Policy::default() })?;
     }
-    let none = Some(0);
-    let policy = Policy {
-        retention: RetentionPolicy {
-            keep_latest: none,
-            keep_hourly: none,
-            keep_daily: none,
-            keep_weekly: none,
-            keep_monthly: none,
-            keep_annual: none,
-            ignore_identical_snapshots: Some(false),
-            ..RetentionPolicy::default()
-        },
-        ..Policy::default()
-    };
-    session.put_manifest(labels.map(|(key, value)| (key.to_owned(), value.to_owned())), &policy);
     Ok(())
 }
 
@@ -167,11 +156,7 @@ fn write_tree(
     ];
     Ok(SnapshotManifest {
         id: String::new(),
-        source: SourceInfo {
-            host: draft.source_host.clone(),
-            user_name: SOURCE_USER.into(),
-            path: source_path(&description.vm_id),
-        },
+        source: draft.source(),
         description: format!("{} ({})", description.vm_name, description.consistency),
         start_time: description.started,
         end_time: description.stored,

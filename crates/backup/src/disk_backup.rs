@@ -210,6 +210,16 @@ impl DiskBackup<'_> {
         if head_lost {
             self.write_head(base.head(), &layout)?;
         }
+        let pieces = base.object().pieces();
+        let mut writer = GroupedWriter::new(self.session, pieces.len());
+        for (number, piece) in pieces.iter().enumerate() {
+            // A piece that is only marked as deleted can still be read, and then belongs to nobody's garbage any more.
+            match repo.lookup(&piece.content)? {
+                Some(entry) if !entry.deleted => writer.reuse(number, *piece),
+                _ => writer.set(number, &base.piece(number)?)?,
+            }
+        }
+        writer.finish()?;
         let read_bytes = stored.read_bytes + counters.read_bytes.load(Ordering::Relaxed);
         Ok(StoredDisk { read_bytes, ..stored.clone() })
     }

@@ -4,6 +4,7 @@ use kopia_repo::{OpenError, ReadError, WriteError};
 
 use crate::disk_object::DiskObjectError;
 use crate::layout::LayoutError;
+use crate::retention::Obstacle;
 
 /// Why a backup, restore or verification failed. Each says what was attempted and on what; the cause is its source.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +168,12 @@ pub enum BackupError {
         path: String,
         /// Why.
         problem: String,
+    },
+    /// Points that have to stay; nothing was deleted.
+    #[error("{}", obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    PointsProtected {
+        /// Everything that keeps them.
+        obstacles: Vec<Obstacle>,
     },
     /// What was read back after the commit is not what was written.
     #[error("the point that was just written does not read back: {problem}")]

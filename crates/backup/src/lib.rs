@@ -2,7 +2,8 @@
 //!
 //! [`back_up_vm`] freezes a VM through `hyperv`, reads its disks in full or as what changed since the last point, and
 //! commits a *point*: one Kopia snapshot with the VM's definition and one complete VHDX per disk. [`list_points`] and
-//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`verify_point`] proves that it could.
+//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`verify_point`] proves that it could;
+//! [`retention`] decides which points stay, [`hold`] keeps some whatever it says.
 //!
 //! How a disk is stored: `layout.rs` cuts the canonical VHDX stream into segments, `pipeline.rs` turns the source into
 //! contents on all cores, `disk_backup.rs` builds the object, `disk_object.rs` reads it back. How a run goes:
@@ -19,6 +20,7 @@ mod disk_backup;
 mod disk_object;
 mod error;
 pub mod evidence;
+pub mod hold;
 pub mod janitor;
 pub mod layout;
 mod observer;
@@ -27,6 +29,7 @@ mod point;
 mod recovery;
 mod resources;
 mod restore;
+pub mod retention;
 mod run;
 mod source_guard;
 mod state;

@@ -9,7 +9,9 @@
 //! from any number of threads and manifests; [`WriteSession::flush`] makes all of it durable and visible, in the order
 //! that keeps other clients right. [`grouped`] is for objects with very many segments that change a little each time.
 //!
-//! Not here: what the bytes mean, cutting files into pieces by their content, retention, maintenance.
+//! [`mod@retention`] says which snapshots a policy keeps, by Kopia's rules; policies are [`StoredPolicy`].
+//!
+//! Not here: what the bytes mean, cutting files into pieces by their content, maintenance.
 //!
 //! Read [`mod@format`] for the bytes, then `repository.rs`, `session.rs`, `object.rs`. The source of every rule is Kopia
 //! itself, version 0.23.1; section numbers in comments ("spec 4.7") are those of the project's description of it.
@@ -23,8 +25,10 @@ mod error;
 mod index_view;
 mod manifests;
 mod object;
+mod policies;
 mod repository;
 mod restore_tree;
+pub mod retention;
 mod session;
 mod snapshots;
 
@@ -33,6 +37,7 @@ pub use error::{OpenError, ReadError, ReadErrorKind, WriteError};
 pub use format::compression::CompressionId;
 pub use format::content_id::{ContentId, ObjectId};
 pub use object::ObjectReader;
+pub use policies::{PolicyTarget, StoredPolicy};
 pub use repository::{ClientOptions, CreateOptions, Description, Repository};
 pub use restore_tree::{
     EntryFailure, EntryProblem, Owners, RestoreTreeError, RestoreTreeOptions, RestoreTreeReport, TreeEvent,

@@ -74,6 +74,19 @@ impl WriteSession {
     pub fn put_snapshot(&self, manifest: &SnapshotManifest) -> String {
         self.put_manifest(manifest.labels(), manifest)
     }
+
+    /// Queues the deletion of a snapshot; gone with the next flush. Its contents stay until maintenance finds that no
+    /// other snapshot names them.
+    pub fn delete_snapshot(&self, snapshot: &Snapshot) {
+        self.delete_manifest(&snapshot.id, snapshot.modified);
+    }
+
+    /// Queues a snapshot in place of another, as Kopia does to change pins, tags or the description: a new manifest,
+    /// and the former one gone, both with the next flush (spec 6.2). Returns the new ID.
+    pub fn replace_snapshot(&self, former: &Snapshot, manifest: &SnapshotManifest) -> String {
+        self.delete_snapshot(former);
+        self.put_snapshot(manifest)
+    }
 }
 
 /// The object of an entry, as an error that names the entry when it is malformed.

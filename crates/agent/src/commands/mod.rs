@@ -3,11 +3,13 @@
 pub mod about;
 pub mod audit;
 pub mod backup;
+pub mod holds;
 pub mod host;
 pub mod lab;
 pub mod points;
 pub mod repo;
 pub mod restore;
+pub mod retention;
 pub mod snapshot;
 pub mod verify;
 pub mod vhd;

@@ -1,12 +1,14 @@
-//! `points list`, `points show`.
+//! `points list`, `points show`; the others are in `holds.rs`.
 
 use std::sync::Arc;
 
+use backup::hold::holds_of;
 use backup::{Point, PointDescription, ReadMode, list_points, select_point};
 use kopia_repo::Repository;
 use serde_json::{Value, json};
 
 use super::backup::short;
+use super::holds;
 use crate::batch::disk_json;
 use crate::cli::PointsCommand;
 use crate::context::Context;
@@ -28,6 +30,9 @@ pub fn run(context: &Context, command: PointsCommand) -> Result<Outcome, Failure
             };
             show(context, &repo, &selector)
         }
+        PointsCommand::Hold { points, reason, until } => holds::hold(context, &repo, &points, &reason, until),
+        PointsCommand::Release { points } => holds::release(context, &repo, &points),
+        PointsCommand::Delete { points, dry_run, confirm } => holds::delete(context, &repo, &points, dry_run, &confirm),
     }
 }
 
@@ -82,6 +87,7 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
         ("CONSISTENCY", Align::Left),
         ("VERIFIED", Align::Left),
         ("RESTORABLE", Align::Left),
+        ("HELD", Align::Left),
     ]);
     for one in &listed {
         let head = [short(&one.point.id).to_owned(), one.point.vm_name.clone()];
@@ -106,7 +112,8 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
                 "no".into(),
             ],
         };
-        table.row(head.into_iter().chain(tail).collect());
+        let held = holds::hold_cell(context, &holds_of(&one.point));
+        table.row(head.into_iter().chain(tail).chain([held]).collect());
     }
     table.print();
     Ok(Outcome::DONE)
@@ -145,6 +152,9 @@ fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Out
     ];
     if let Some(reason) = &description.consistency_reason {
         facts.push(("because", reason.clone()));
+    }
+    for hold in holds_of(&point) {
+        facts.push(("held", holds::hold_text(context, &hold)));
     }
     facts.push(("stored", size(description.stored_bytes)));
     for disk in &description.absent_disks {
@@ -201,6 +211,7 @@ impl Listed {
             "vm_id": self.point.vm_id,
             "vm_name": self.point.vm_name,
             "started": self.point.started().to_string(),
+            "holds": holds::holds_json(&holds_of(&self.point)),
             "is_restorable": self.description.is_ok(),
             "not_restorable_reason": self.description.as_ref().err(),
         });

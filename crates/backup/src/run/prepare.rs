@@ -12,7 +12,7 @@ use crate::commit::timestamp;
 use crate::point::{Point, PointDescription, list_points};
 use crate::state::Intent;
 
-/// The newest point of a VM, with its description.
+/// The newest point of a VM that can be described.
 pub(super) struct Base {
     pub(super) point: Point,
     pub(super) description: PointDescription,
@@ -104,10 +104,19 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The newest point that can be described. One that is damaged, or whose bytes go just now, leaves the run an older
+    /// base or none, which costs a full read at most.
     pub(super) fn base(&self, vm: &Vm) -> Result<Option<Base>, BackupError> {
-        let Some(point) = list_points(self.context.repo, Some(vm.id.as_str()))?.pop() else { return Ok(None) };
-        let description = point.describe(self.context.repo)?;
-        Ok(Some(Base { point, description }))
+        for point in list_points(self.context.repo, Some(vm.id.as_str()))?.into_iter().rev() {
+            match point.describe(self.context.repo) {
+                Ok(description) => return Ok(Some(Base { point, description })),
+                Err(error) if error.is_damage() => {
+                    tracing::error!(vm = vm.name, point = point.id, %error, "the point is no base");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn journal_intent(&mut self, vm: &Vm) -> Result<(), BackupError> {
