@@ -78,7 +78,7 @@ impl VmResult<'_> {
 
     /// As scripts see it.
     pub fn to_json(&self) -> Value {
-        let elapsed_ms = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
+        let elapsed_ms = millis(self.elapsed);
         let mut object = json!({
             "vm_id": self.vm.id.to_string(),
             "vm_name": self.vm.name,
@@ -120,6 +120,11 @@ impl VmResult<'_> {
             "uploaded_bytes": stats.uploaded_bytes,
             "entries": stats.entries,
             "entries_checked": stats.entries_checked,
+            "checkpoint_ms": millis(report.host.checkpoint),
+            "avhdx_peak_bytes": report.host.avhdx_peak_bytes,
+            "merge_ms": report.host.merge.map(millis),
+            "added_read_latency_us": u64::try_from(report.host.reads.added_latency().as_micros()).unwrap_or(u64::MAX),
+            "reads_held_back_ms": report.host.reads.held_back_us / 1000,
             "warnings": warnings,
         });
         if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
@@ -127,6 +132,10 @@ impl VmResult<'_> {
         }
         object
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How a disk was read, as scripts see it.
@@ -145,6 +154,7 @@ pub fn disk_json(disk: &PointDisk) -> Map<String, Value> {
         ("base_point_id", base),
         ("read_bytes", json!(disk.read_bytes)),
         ("audit_bytes", json!(disk.audit_bytes)),
+        ("audit_text", json!(disk.audited.map(|audited| audited.in_words()))),
         ("changed_bytes", json!(disk.changed_bytes)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

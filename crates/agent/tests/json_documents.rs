@@ -32,7 +32,11 @@ fn documents_have_the_fields_that_are_documented() {
     let backup = finish(desk.command(["backup", "DC01"]).arg("--json")).json_lines();
     check("backup, each VM", &backup[0]);
     check("backup", &backup[1]);
+    desk.ok(["verify", "DC01@1", "--level", "full"]);
     check("points list", &desk.json(0, ["points", "list"]));
+    check("audit", &desk.json(0, ["audit"]));
+    check("host check", &desk.json(0, ["host", "check"]));
+    check("host clean", &desk.json(0, ["host", "clean", "--yes"]));
     check("points show", &desk.json(0, ["points", "show", "DC01@1"]));
     check("repo status", &desk.json(0, ["repo", "status"]));
     check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));

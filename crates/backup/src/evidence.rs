@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BackupError;
 use crate::FullReason;
-use crate::point::{Point, PointDescription, PointDisk, ReadMode, list_points};
+use crate::point::{PointDescription, PointDisk, ReadMode, list_points};
 use crate::volumes::VolumeCheck;
 
 const TYPE: &str = "e3-evidence";
@@ -161,19 +161,12 @@ pub(crate) fn doubt(repo: &Arc<Repository>, new: &PointDescription, at: Timestam
     Ok(found.into_iter().map(|one| one.point_id).collect())
 }
 
-/// Evidence of points that are no longer there goes.
-pub fn forget_gone(repo: &Arc<Repository>, points: &[Point]) -> Result<usize, BackupError> {
-    let gone: Vec<_> = repo
-        .find_manifests(&[("type", TYPE)])?
-        .into_iter()
-        .filter(|one| !one.labels.get("point-id").is_some_and(|id| points.iter().any(|point| point.id == *id)))
-        .collect();
-    if !gone.is_empty() {
-        let session = WriteSession::new(repo.clone(), SessionOptions { parallel_uploads: 1 })?;
-        gone.iter().for_each(|one| session.delete_manifest(&one.id, one.modified));
-        session.flush()?;
+/// Queues the deletion of all evidence of a point, which goes too.
+pub(crate) fn forget(repo: &Repository, session: &WriteSession, point_id: &str) -> Result<(), BackupError> {
+    for one in repo.find_manifests(&[("type", TYPE), ("point-id", point_id)])? {
+        session.delete_manifest(&one.id, one.modified);
     }
-    Ok(gone.len())
+    Ok(())
 }
 
 /// What all evidence of a point says together.

@@ -111,9 +111,7 @@ pub fn verify_by_restoring(
         report.segments.1 += object.segments();
         observer.event(Event::Phase { subject: &label, phase: "checking the file systems" });
         let file = std::fs::File::open(&target).map_err(failed)?;
-        let raw = vhdx::RawFile::open(std::sync::Arc::new(file));
-        let raw = raw.map_err(|error| failed(std::io::Error::other(error)))?;
-        let checks = check_volumes(&raw, disk.logical_sector_bytes, disk.number, folder.path());
+        let checks = check_volumes(&file, disk.logical_sector_bytes, disk.number, folder.path());
         for check in checks.map_err(failed)? {
             if check.sound == Some(false) {
                 report.found(format!(
@@ -127,7 +125,7 @@ pub fn verify_by_restoring(
             }
             report.volumes.push(check);
         }
-        drop(raw);
+        drop(file);
         std::fs::remove_file(&target).map_err(failed)?;
     }
     Ok(report)

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
-use vhdx::VirtualDisk;
 use vhdx::convert::is_zero;
+use vhdx::io::ReadAt;
 
 /// Entries of a partition table that are looked at; tables have 128, and those that claim more are not believed.
 const MAX_PARTITIONS: u32 = 128;
@@ -48,7 +48,7 @@ enum FileSystem {
 /// Finds the file systems of `disk`, whose partition table counts in sectors of so many bytes, and checks each; what is
 /// written for it goes to `scratch` and is removed.
 pub(crate) fn check_volumes(
-    disk: &dyn VirtualDisk,
+    disk: &dyn ReadAt,
     sector_bytes: u32,
     number: u32,
     scratch: &Path,
@@ -62,7 +62,7 @@ pub(crate) fn check_volumes(
 }
 
 fn check(
-    disk: &dyn VirtualDisk,
+    disk: &dyn ReadAt,
     number: u32,
     range: Range<u64>,
     file_system: FileSystem,
@@ -113,14 +113,15 @@ fn is_installed(program: &str) -> bool {
 }
 
 /// Copies a range into a file with holes.
-fn copy(disk: &dyn VirtualDisk, range: Range<u64>, mut file: &File) -> io::Result<()> {
+fn copy(disk: &dyn ReadAt, range: Range<u64>, mut file: &File) -> io::Result<()> {
     use std::io::{Seek as _, SeekFrom};
     file.set_len(range.end - range.start)?;
     let mut buffer = vec![0; CHUNK];
     let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(CHUNK as u64) as usize;
-        disk.read_exact_at(&mut buffer[..len], at).map_err(io::Error::other)?;
+    while let Some(data) = disk.next_data(at..range.end)? {
+        at = data.start;
+        let len = (data.end - at).min(CHUNK as u64) as usize;
+        disk.read_exact_at(&mut buffer[..len], at)?;
         if !is_zero(&buffer[..len]) {
             file.seek(SeekFrom::Start(at - range.start))?;
             file.write_all(&buffer[..len])?;
@@ -130,16 +131,20 @@ fn copy(disk: &dyn VirtualDisk, range: Range<u64>, mut file: &File) -> io::Resul
     Ok(())
 }
 
+fn size_of(disk: &dyn ReadAt) -> u64 {
+    disk.len_bytes().unwrap_or(0)
+}
+
 /// Where volumes may lie: the partitions, or the whole disk where there is no table.
-fn volumes(disk: &dyn VirtualDisk, sector: u64) -> Vec<Range<u64>> {
-    let size = disk.geometry().size_bytes;
+fn volumes(disk: &dyn ReadAt, sector: u64) -> Vec<Range<u64>> {
+    let size = size_of(disk);
     let found = gpt(disk, sector).or_else(|| mbr(disk, sector)).unwrap_or_default();
     let inside: Vec<_> = found.into_iter().filter(|range| range.start < range.end && range.end <= size).collect();
     if inside.is_empty() { vec![0..size] } else { inside }
 }
 
 /// GUID partition table (UEFI 2.10, 5.3): the header in sector 1.
-fn gpt(disk: &dyn VirtualDisk, sector: u64) -> Option<Vec<Range<u64>>> {
+fn gpt(disk: &dyn ReadAt, sector: u64) -> Option<Vec<Range<u64>>> {
     let header = read(disk, sector, 92)?;
     if !header.starts_with(b"EFI PART") {
         return None;
@@ -160,7 +165,7 @@ fn gpt(disk: &dyn VirtualDisk, sector: u64) -> Option<Vec<Range<u64>>> {
 }
 
 /// The four primary entries of a master boot record. Logical drives inside an extended partition are not followed.
-fn mbr(disk: &dyn VirtualDisk, sector: u64) -> Option<Vec<Range<u64>>> {
+fn mbr(disk: &dyn ReadAt, sector: u64) -> Option<Vec<Range<u64>>> {
     let record = read(disk, 0, 512)?;
     // A boot sector of NTFS or FAT ends in the same two bytes, and has no table.
     if record[510..] != [0x55, 0xAA] || &record[3..7] == b"NTFS" || &record[54..57] == b"FAT" {
@@ -174,7 +179,7 @@ fn mbr(disk: &dyn VirtualDisk, sector: u64) -> Option<Vec<Range<u64>>> {
     Some(ranges.collect())
 }
 
-fn file_system_at(disk: &dyn VirtualDisk, range: &Range<u64>) -> Option<FileSystem> {
+fn file_system_at(disk: &dyn ReadAt, range: &Range<u64>) -> Option<FileSystem> {
     let start = read(disk, range.start, 2048)?;
     if &start[3..11] == b"NTFS    " {
         return Some(FileSystem::Ntfs);
@@ -183,9 +188,9 @@ fn file_system_at(disk: &dyn VirtualDisk, range: &Range<u64>) -> Option<FileSyst
     (start[1080..1082] == [0x53, 0xEF]).then_some(FileSystem::Ext)
 }
 
-fn read(disk: &dyn VirtualDisk, offset: u64, len: usize) -> Option<Vec<u8>> {
+fn read(disk: &dyn ReadAt, offset: u64, len: usize) -> Option<Vec<u8>> {
     let end = offset.checked_add(len as u64)?;
-    if end > disk.geometry().size_bytes {
+    if end > size_of(disk) {
         return None;
     }
     let mut bytes = vec![0; len];
@@ -203,31 +208,14 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use vhdx::{DiskGeometry, Extent, ExtentKind, ReadError};
-
     use super::*;
 
-    struct Bytes(Vec<u8>);
-
-    impl VirtualDisk for Bytes {
-        fn geometry(&self) -> DiskGeometry {
-            DiskGeometry { size_bytes: self.0.len() as u64, logical_sector_bytes: 512, physical_sector_bytes: 4096 }
-        }
-        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ReadError> {
-            buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
-            Ok(())
-        }
-        fn extents(&self, range: Range<u64>) -> Box<dyn Iterator<Item = Result<Extent, ReadError>> + Send + '_> {
-            Box::new(std::iter::once(Ok(Extent { range, kind: ExtentKind::Data })))
-        }
-    }
-
-    fn disk(parts: &[(usize, &[u8])]) -> Bytes {
+    fn disk(parts: &[(usize, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 20];
         for (at, part) in parts {
             bytes[*at..at + part.len()].copy_from_slice(part);
         }
-        Bytes(bytes)
+        bytes
     }
 
     #[test]

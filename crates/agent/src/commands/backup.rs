@@ -133,9 +133,9 @@ fn show(result: &VmResult<'_>, context: &Context) {
 
 fn show_report(vm: &Vm, elapsed: Duration, report: &VmReport) {
     let stats = &report.stats;
-    let merged = match report.warnings.iter().any(|warning| warning.code.as_str() == "MERGE_PENDING") {
-        true => "merge pending",
-        false => "merged",
+    let merged = match report.host.merge {
+        Some(time) => format!("merged {}", duration(time)),
+        None => "merge pending".to_owned(),
     };
     line(&visible(&format!(
         "{}  {}   read {}   changed {}   stored {}   {}   {merged}   {}   {}",

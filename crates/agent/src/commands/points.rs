@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use backup::evidence::{self, Evidence, Judgement};
 use backup::hold::holds_of;
 use backup::{Point, PointDescription, ReadMode, list_points, select_point};
 use kopia_repo::Repository;
@@ -40,6 +41,8 @@ pub fn run(context: &Context, command: PointsCommand) -> Result<Outcome, Failure
 struct Listed {
     point: Point,
     description: Result<PointDescription, String>,
+    /// What checks found since it was made.
+    evidence: Vec<Evidence>,
 }
 
 fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<Outcome, Failure> {
@@ -55,6 +58,7 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
     }
     // Newest first.
     points.reverse();
+    let mut evidence = evidence::all(repo).attempt(what, &*on)?;
     let mut listed = Vec::with_capacity(points.len());
     for point in points {
         let description = match point.describe(repo) {
@@ -63,7 +67,8 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
             Err(error) if error.is_damage() => Err(chain_text(&error)),
             Err(error) => return Err(Failure::of(what, on, &error)),
         };
-        listed.push(Listed { point, description });
+        let evidence = evidence.remove(&point.id).unwrap_or_default();
+        listed.push(Listed { point, description, evidence });
     }
     if context.global.json {
         json_document(&json!({ "points": listed.iter().map(Listed::to_json).collect::<Vec<_>>() }));
@@ -98,9 +103,8 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
                 size(description.disks.iter().map(|disk| disk.changed_bytes).sum()),
                 size(description.stored_bytes),
                 description.consistency.to_string(),
-                // The commit of a point reads its structure back.
-                "structure".to_owned(),
-                "yes".to_owned(),
+                one.judgement().verified.as_str().to_owned(),
+                one.restorable().to_owned(),
             ],
             Err(_) => [
                 context.time(one.point.started()),
@@ -123,9 +127,10 @@ fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Out
     let what = format!("show point {selector}");
     let on = repo.display_name();
     let point = select_point(repo, selector).attempt(&*what, &*on)?;
-    let description = point.describe(repo).attempt(what, on)?;
+    let description = point.describe(repo).attempt(&*what, &*on)?;
+    let evidence = evidence::all(repo).attempt(what, on)?.remove(&point.id).unwrap_or_default();
     if context.global.json {
-        let listed = Listed { point, description: Ok(description) };
+        let listed = Listed { point, description: Ok(description), evidence };
         json_document(&json!({ "point": listed.to_json() }));
         return Ok(Outcome::DONE);
     }
@@ -161,6 +166,9 @@ fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Out
         facts.push(("left out", format!("{}: {}", disk.disk, disk.reason)));
     }
     facts.push(("made by", description.program.clone()));
+    for one in &evidence {
+        facts.push(("checked", evidence_text(context, one)));
+    }
     for (name, value) in facts {
         line(&format!("{name:<12} {}", visible(&value)));
     }
@@ -194,6 +202,19 @@ fn show(context: &Context, repo: &Arc<Repository>, selector: &str) -> Result<Out
     Ok(Outcome::DONE)
 }
 
+/// `full on 2026-11-21 03:02:11 by e3-backup-agent 1.0: sound, 8.2 GiB read`.
+fn evidence_text(context: &Context, evidence: &Evidence) -> String {
+    let outcome = match evidence.outcome {
+        evidence::Outcome::Sound => "sound",
+        evidence::Outcome::Doubtful => "doubtful",
+        evidence::Outcome::Damaged => "damaged",
+    };
+    let read = if evidence.read_bytes > 0 { format!(", {} read", size(evidence.read_bytes)) } else { String::new() };
+    let problems = if evidence.problems.is_empty() { String::new() } else { format!(": {}", evidence.problems.join("; ")) };
+    let (check, at) = (evidence.check.as_str(), context.time(evidence.at));
+    format!("{check} on {at} by {}: {outcome}{read}{problems}", evidence.program)
+}
+
 fn read_text(description: &PointDescription) -> &'static str {
     let full = description.disks.iter().filter(|disk| matches!(disk.read, ReadMode::Full { .. })).count();
     match full {
@@ -204,6 +225,19 @@ fn read_text(description: &PointDescription) -> &'static str {
 }
 
 impl Listed {
+    fn judgement(&self) -> Judgement {
+        evidence::judge(&self.evidence)
+    }
+
+    fn restorable(&self) -> &'static str {
+        match self.judgement().outcome {
+            _ if self.description.is_err() => "no",
+            evidence::Outcome::Sound => "yes",
+            evidence::Outcome::Doubtful => "doubtful",
+            evidence::Outcome::Damaged => "damaged",
+        }
+    }
+
     fn to_json(&self) -> Value {
         let mut object = json!({
             "point_id": self.point.id,
@@ -212,6 +246,15 @@ impl Listed {
             "vm_name": self.point.vm_name,
             "started": self.point.started().to_string(),
             "holds": holds::holds_json(&holds_of(&self.point)),
+            "verify_level": self.judgement().verified.as_str(),
+            "verify_status": match self.judgement().outcome {
+                _ if self.description.is_err() => "damaged",
+                evidence::Outcome::Sound => "ok",
+                evidence::Outcome::Doubtful => "doubtful",
+                evidence::Outcome::Damaged => "damaged",
+            },
+            "verified_at": self.judgement().at.map(|at| at.to_string()),
+            "evidence": self.evidence,
             "is_restorable": self.description.is_ok(),
             "not_restorable_reason": self.description.as_ref().err(),
         });

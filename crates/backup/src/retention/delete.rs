@@ -16,7 +16,7 @@ use kopia_repo::{Repository, SessionOptions, WriteSession};
 
 use super::sources::{look_at, plan_source};
 use super::{PlanPoint, PolicyOrigin, SourcePlan};
-use crate::BackupError;
+use crate::{BackupError, evidence};
 use crate::hold::{Hold, fresh_points, holds_of};
 use crate::point::{Point, list_points};
 
@@ -155,7 +155,10 @@ fn delete(
 ) -> Result<Option<String>, BackupError> {
     let Some(newest) = points.iter().max_by_key(|point| point.started()) else { return Ok(None) };
     let session = WriteSession::new(repo.clone(), SessionOptions { parallel_uploads: 1 })?;
-    points.iter().for_each(|point| session.delete_snapshot(&point.snapshot));
+    for point in points {
+        session.delete_snapshot(&point.snapshot);
+        evidence::forget(repo, &session, &point.id)?;
+    }
     session.flush()?;
     repo.refresh()?;
     if last == LastPoint::Goes || !points_of(repo, source)?.is_empty() {

@@ -11,7 +11,7 @@ use kopia_repo::retention::Period;
 use kopia_repo::{PolicyTarget, Repository, SessionOptions, StoredPolicy, WriteSession};
 
 use super::{PlanPoint, PlannedPoint, plan};
-use crate::BackupError;
+use crate::{BackupError, evidence};
 use crate::point::{Point, list_points};
 
 /// Where the limits of a plan come from.
@@ -88,13 +88,17 @@ pub(super) fn plan_source(
     Ok(Some(SourcePlan { source, vm_id, vm_name, policy, origin, planned }))
 }
 
-/// What a plan needs of points of one source. Damage is looked for from the newest on, up to the first sound one: older
+/// What a plan needs of points of one source. What checks found counts; besides, damage is looked for from the newest on, up to the first sound one: older
 /// ones are not asked, since nothing hangs on them.
 pub(super) fn look_at(repo: &Arc<Repository>, points: &[Point]) -> Result<Vec<PlanPoint>, BackupError> {
+    let evidence = evidence::all(repo)?;
+    let found_damaged = |point: &Point| {
+        evidence.get(&point.id).is_some_and(|found| evidence::judge(found).outcome == evidence::Outcome::Damaged)
+    };
     let mut is_sound_seen = false;
     let mut looked_at = Vec::with_capacity(points.len());
     for point in points.iter().rev() {
-        let is_damaged = !is_sound_seen && is_damaged(repo, point)?;
+        let is_damaged = !is_sound_seen && (found_damaged(point) || is_damaged(repo, point)?);
         is_sound_seen |= !is_damaged;
         looked_at.push(PlanPoint::of(point, is_damaged));
     }
