@@ -2,7 +2,8 @@
 //!
 //! [`back_up_vm`] freezes a VM through `hyperv`, reads its disks in full or as what changed since the last point, and
 //! commits a *point*: one Kopia snapshot with the VM's definition and one complete VHDX per disk. [`list_points`] and
-//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`verify_point`] proves that it could.
+//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`restore_vm`] a whole VM, [`restore_in_place`] what
+//! differs in the disks of a VM that is there; [`verify_point`] proves that it could.
 //!
 //! How a disk is stored: `layout.rs` cuts the canonical VHDX stream into segments, `pipeline.rs` turns the source into
 //! contents on all cores, `disk_backup.rs` builds the object, `disk_object.rs` reads it back. How a run goes:
@@ -18,12 +19,14 @@ pub mod decision;
 mod disk_backup;
 mod disk_object;
 mod error;
+mod in_place;
 pub mod layout;
 mod observer;
 mod pipeline;
 mod point;
 mod recovery;
 mod restore;
+mod restore_vm;
 mod run;
 mod state;
 #[cfg(test)]
@@ -36,12 +39,19 @@ pub use decision::FullReason;
 pub use disk_object::{DiskObject, DiskObjectError};
 pub use error::{BackupError, SelectError};
 pub use hyperv::Cancel;
+pub use in_place::{
+    InPlaceDiskReport, InPlacePlan, InPlaceReport, SafetyPoint, compare_in_place, plan_in_place, restore_in_place,
+};
 pub use observer::{Event, Observer, Silent};
 pub use point::{
     AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
     list_points, select_point,
 };
 pub use restore::{RestoreReport, TargetFormat, restore_disk};
+pub use restore_vm::{
+    KeptVm, PlannedDisk, Quote, RestoreContext, RestoreObstacle, RestorePlan, RestoreRequest, RestoredVm, kept_vms,
+    open_restores, plan_restore, remove_due_vms, restore_vm, settle_restores,
+};
 pub use run::{
     BackupContext, BackupOptions, ConsistencyPolicy, RunStats, VmReport, Warning, WarningCode, back_up_vm, new_run_id,
     settle_vm,

@@ -216,7 +216,7 @@ fn for_each_task(
 }
 
 /// Bytes that a sparse target needs.
-fn count_stored(disk: &DiskObject, format: TargetFormat) -> Result<u64, BackupError> {
+pub(crate) fn count_stored(disk: &DiskObject, format: TargetFormat) -> Result<u64, BackupError> {
     let mut bytes = 0;
     for_each_task(disk, format, false, &mut |task| {
         bytes += task.len_bytes;
