@@ -47,7 +47,7 @@ pub use point::{
     AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
     list_points, select_point,
 };
-pub use restore::{RestoreReport, TargetFormat, restore_disk};
+pub use restore::{DiskQuote, RestoreReport, TargetFormat, quote_disk, restore_disk};
 pub use restore_vm::{
     KeptVm, PlannedDisk, Quote, RestoreContext, RestoreObstacle, RestorePlan, RestoreRequest, RestoredVm, kept_vms,
     open_restores, plan_restore, remove_due_vms, restore_vm, settle_restores,

@@ -6,6 +6,7 @@ pub mod lab;
 pub mod points;
 pub mod repo;
 pub mod restore;
+mod restore_vm;
 pub mod snapshot;
 pub mod verify;
 pub mod vhd;

@@ -12,7 +12,7 @@ use kopia_repo::object_of;
 
 use super::journal::Work;
 use super::obstacle::sort;
-use super::place::{disk_names, file_name, former_parent, free_directory, join};
+use super::place::{disk_names, former_parent, free_directory, join};
 use super::{RestoreContext, RestoreObstacle, RestoreRequest, writes_of};
 use crate::disk_object::DiskObject;
 use crate::error::chain_text;
@@ -63,7 +63,7 @@ pub struct PlannedDisk {
     pub size_bytes: u64,
     /// The file's length at first.
     pub file_bytes: u64,
-    /// Bytes of it that hold data.
+    /// Bytes of the guest's that are not zero.
     pub data_bytes: u64,
 }
 
@@ -215,21 +215,23 @@ fn look_at_disks(
             let begun = Instant::now();
             probed_bytes += probe(&object)?;
             probing += begun.elapsed();
-            Ok((count_stored(&object, TargetFormat::Vhdx)?, object.segments()))
+            let head_bytes = object.layout().geometry().head_len_bytes();
+            Ok((count_stored(&object, TargetFormat::Raw)?, head_bytes, object.segments()))
         });
-        let (data_bytes, segments) = match looked {
+        let (data_bytes, head_bytes, segments) = match looked {
             Ok(found) => found,
             Err(error) if error.is_damage() => {
                 damaged = true;
                 let options = ["restore an older point", "leave this disk out"];
                 let on = format!("disk {}", disk.number);
                 obstacles.push(RestoreObstacle::block("point", on, sentence(&chain_text(&error)), &options));
-                (0, 0)
+                (0, 0, 0)
             }
             Err(error) => return Err(error),
         };
-        quote.data_bytes += data_bytes;
-        quote.requests += segments.min(data_bytes.div_ceil(u64::from(disk.segment_bytes)) + 16);
+        quote.data_bytes += data_bytes + head_bytes;
+        // Equal segments are read once, and those of one pack together; never more than one request for each.
+        quote.requests += segments;
         quote.needs_now_bytes += disk.file_bytes;
         quote.needs_full_bytes += disk.size_bytes.max(disk.file_bytes);
         disks.push(PlannedDisk {
@@ -251,7 +253,7 @@ fn look_at_disks(
 }
 
 /// Reads what is at both ends of a disk; bytes read.
-fn probe(object: &DiskObject) -> Result<u64, BackupError> {
+pub(crate) fn probe(object: &DiskObject) -> Result<u64, BackupError> {
     let last = object.segments().saturating_sub(1);
     let mut bytes = 0;
     let mut plaintext = Vec::new();
@@ -369,8 +371,7 @@ impl RestorePlan {
             let found = self.obstacles.len();
             self.obstacles.extend(stays_whole(vm, context)?);
             if self.obstacles.len() == found {
-                let name = file_name(&vm.name);
-                let why = format!("{name} steps aside, and is kept {days} days under another name.");
+                let why = format!("It steps aside, and is kept {days} days under another name.");
                 self.obstacles.push(RestoreObstacle::passed("replaced_vm", &vm.name, why));
             }
         } else if request.replace.is_some() && !is_here {
