@@ -32,8 +32,11 @@ fn desk(options: VmOptions) -> Desk {
     desk.ok(["repo", "create"]);
     let lab = LabHost::create_with(desk.path("lab"), quick()).unwrap();
     let disks = [DiskSource::Empty { size_bytes: 24 * MIB }, DiskSource::Empty { size_bytes: 6 * MIB + 512 }];
+    let running = options.running;
     lab.add_vm(VM, &disks, options).unwrap();
-    guest_write(&desk, 1, 4);
+    if running {
+        guest_write(&desk, 1, 4);
+    }
     desk
 }
 

@@ -27,7 +27,7 @@ const TABLE: &[(&str, Prepare, &[&str], &str, &str)] = &[
     ),
     (
         "a volume that is full once the disks are",
-        |desk| desk.lab().set_options(|options| options.free_bytes = 25 * MIB).unwrap(),
+        |desk| desk.lab().set_options(|options| options.free_bytes = 30 * MIB).unwrap(),
         &[],
         "decide",
         "space_when_full",
@@ -81,6 +81,9 @@ fn each_obstacle_is_found_and_nothing_is_touched() {
         let (user, recovery) = lab.checkpoints(VM).unwrap();
         for checkpoint in user.iter().chain(&recovery) {
             lab.delete_checkpoint(VM, checkpoint).unwrap();
+            while !lab.is_at_rest(VM).unwrap() {
+                lab.clock().sleep(std::time::Duration::from_millis(5));
+            }
         }
     }
 }

@@ -130,7 +130,7 @@ fn fresh(description: &PointDescription, vm: &Vm, obstacles: &mut Vec<RestoreObs
                     working: format!("{}{WORKING}", found.path),
                     ranges: Vec::new(),
                 });
-                misfit(disk, found)
+                misfit(disk, found, vm)
             }
         };
         if let Some(why) = problem {
@@ -149,11 +149,12 @@ fn fresh(description: &PointDescription, vm: &Vm, obstacles: &mut Vec<RestoreObs
 }
 
 /// Why a disk cannot take what is stored of it.
-fn misfit(disk: &PointDisk, now: &VmDisk) -> Option<String> {
+fn misfit(disk: &PointDisk, now: &VmDisk, vm: &Vm) -> Option<String> {
     if now.format != DiskFormat::Vhdx {
         return Some(format!("It is a {} file; only VHDX files are written in place.", now.format));
     }
-    if now.chain.len() > 1 {
+    // With checkpoints every disk has parents, and they are an obstacle of their own.
+    if now.chain.len() > 1 && vm.checkpoints.is_empty() {
         return Some("It differs from a parent file, which other VMs may share.".into());
     }
     if now.size_bytes != disk.size_bytes {

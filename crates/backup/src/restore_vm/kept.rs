@@ -6,7 +6,7 @@ use hyperv::{Host, VmId, VmState};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::make::on_target;
+use super::make::{on_target, remove_configuration};
 use super::writes_of;
 use crate::BackupError;
 use crate::commit::timestamp;
@@ -105,6 +105,7 @@ pub fn remove_due_vms(host: &Host, state: &HostState) -> Result<Vec<String>, Bac
         if let Some(vm) = vm {
             host.remove_vm(&vm.path).map_err(BackupError::host(format!("remove {}", kept.name)))?;
         }
+        remove_configuration(writes_of(host)?, &kept.directory, &kept.vm_id)?;
         remove_files(host, &kept)?;
         kept.forget(state)?;
         done.push(format!("removed {}, which a restore had replaced", kept.name));

@@ -18,6 +18,9 @@ use crate::{BackupError, Event};
 /// Longest configuration file that is restored.
 const MAX_CONFIG_FILE_BYTES: u64 = 256 << 20;
 
+/// Endings of a VM's configuration files.
+pub(super) const CONFIGURATION: [&str; 3] = ["vmcx", "vmrs", "vmgs"];
+
 /// Carries out a plan. After an error nothing is left of it, or the journal knows what is, and [`super::settle_restores`]
 /// removes it. What goes wrong once the VM is there is a warning.
 pub fn restore_vm(context: &RestoreContext<'_>, plan: &RestorePlan) -> Result<RestoredVm, BackupError> {
@@ -162,7 +165,7 @@ impl Making<'_> {
         let folder = join(&self.plan.wanted.data_root, r"e3-import\Virtual Machines");
         let stem = join(&folder, &self.plan.definition.summary.vm_id);
         let mut files = Vec::new();
-        for extension in ["vmcx", "vmrs", "vmgs"] {
+        for extension in CONFIGURATION {
             let mut of_kind = self.plan.config.iter().filter(|entry| has_extension(&entry.name, extension));
             if let Some(entry) = of_kind.next() {
                 let bytes = self.context.repo.read_object(&object_of(entry)?, MAX_CONFIG_FILE_BYTES)?;
@@ -230,7 +233,13 @@ pub(super) fn finish(
     journal: &mut RestoreJournal,
 ) -> Result<Option<KeptVm>, BackupError> {
     let Work::NewVm(work) = &journal.work else { unreachable!("only a VM that was made is finished") };
-    remove_scratch(writes_of(host)?, &work.scratch)?;
+    let writes = writes_of(host)?;
+    remove_scratch(writes, &work.scratch)?;
+    if let Some(former) = &work.former
+        && !former.data_root.eq_ignore_ascii_case(&work.directory)
+    {
+        remove_configuration(writes, &former.data_root, &former.id)?;
+    }
     let kept = match &work.former {
         Some(former) => Some(replace::note_kept(state, &journal.restore_id, former)?),
         None => None,
@@ -245,6 +254,15 @@ pub(super) fn remove_scratch(writes: &dyn HostWrites, scratch: &Scratch) -> Resu
     }
     for folder in scratch.folders.iter().rev() {
         writes.remove_empty_folder(folder).map_err(on_target(folder))?;
+    }
+    Ok(())
+}
+
+/// What a host may have left of a VM that was taken off it.
+pub(super) fn remove_configuration(writes: &dyn HostWrites, root: &str, id: &str) -> Result<(), BackupError> {
+    for extension in CONFIGURATION {
+        let file = join(root, &format!(r"Virtual Machines\{id}.{extension}"));
+        writes.remove_file(&file).map_err(on_target(&file))?;
     }
     Ok(())
 }

@@ -15,8 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::journal::{FormerVm, NewVmWork, SavedConfiguration, Stage};
 use super::kept::KeptVm;
-use super::make::{Making, import_again, on_target, registered};
+use super::make::{Making, import_again, on_target, registered, remove_configuration};
 use super::place::join;
+use super::writes_of;
 use crate::commit::timestamp;
 use crate::state::HostState;
 use crate::{BackupError, Event};
@@ -79,6 +80,7 @@ pub(super) fn put_back(host: &Host, work: &NewVmWork, former: &FormerVm) -> Resu
             if vm.name == former.kept_name && (appeared || former.kept_id.as_deref() == Some(vm.id.as_str())) {
                 let attempt = format!("take {} off the host", vm.name);
                 host.remove_vm(&vm.path).map_err(BackupError::host(attempt))?;
+                remove_configuration(writes_of(host)?, &former.data_root, vm.id.as_str())?;
             }
         }
         import_again(host, &saved.file, &saved.definition, as_it_was(former))?;

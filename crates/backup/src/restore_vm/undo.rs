@@ -1,9 +1,12 @@
 //! From the journal of a restore that did not end to a host without anything of it.
 
+use hyperv::seam::HostWrites;
 use hyperv::{Host, VmId, VmState};
 
 use super::journal::{NewVmWork, RestoreJournal, Stage, Work};
-use super::make::{finish, on_target, remove_scratch};
+use super::make::{CONFIGURATION, finish, on_target, remove_scratch};
+use super::place::join;
+use super::plan::has_extension;
 use super::{RestoreContext, replace, writes_of};
 use crate::state::HostState;
 use crate::{BackupError, Event};
@@ -67,6 +70,7 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
     }
     let writes = writes_of(host)?;
     remove_scratch(writes, &work.scratch)?;
+    remove_all_configurations(writes, &work.directory)?;
     for file in &work.files {
         for file in [format!("{file}.partial"), file.clone()] {
             writes.remove_file(&file).map_err(on_target(&file))?;
@@ -74,7 +78,7 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
     }
     // Folders that the host made in the VM's own.
     for folder in ["Virtual Machines", "Snapshots", "Planned Virtual Machines"] {
-        let folder = super::place::join(&work.directory, folder);
+        let folder = join(&work.directory, folder);
         writes.remove_empty_folder(&folder).map_err(on_target(&folder))?;
     }
     for folder in work.folders.iter().rev() {
@@ -86,6 +90,26 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
     Ok(done)
 }
 
+/// A host may leave the configuration of a VM that was taken off it. Everything in the restore's folder is the restore's.
+fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result<(), BackupError> {
+    let folder = join(directory, "Virtual Machines");
+    let local = writes.local_path(&folder).map_err(on_target(&folder))?;
+    let entries = match std::fs::read_dir(local) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(on_target(&folder)(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(on_target(&folder))?.file_name();
+        let name = name.to_string_lossy();
+        if CONFIGURATION.iter().any(|extension| has_extension(&name, extension)) {
+            let file = join(&folder, &name);
+            writes.remove_file(&file).map_err(on_target(&file))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the VM that the restore was making: a planned one that appeared and has a name of ours, and a VM in the
 /// restore's own folder.
 fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>, BackupError> {
@@ -93,8 +117,9 @@ fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>
     let failed = || BackupError::host("look for the VM of a restore that was cut off");
     let appeared = |id: &VmId| work.known.iter().all(|known| !known.eq_ignore_ascii_case(id.as_str()));
     for planned in host.list_planned_vms().map_err(failed())? {
-        // Until it gets its name, an imported checkpoint has the one of the backup run.
-        let is_ours = work.names.contains(&planned.name)
+        // Until it gets its name, an imported checkpoint has the one that the backup run or the host gave it, and the
+        // host's begins with the VM's.
+        let is_ours = work.names.iter().any(|name| planned.name.starts_with(name.as_str()))
             || planned.name.starts_with("e3:")
             || planned.id.as_str().eq_ignore_ascii_case(vm_id);
         if appeared(&planned.id) && is_ours {
