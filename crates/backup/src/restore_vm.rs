@@ -32,6 +32,7 @@ pub use self::obstacle::RestoreObstacle;
 pub(crate) use self::obstacle::sort;
 pub use self::plan::{PlannedDisk, Quote, RestorePlan, plan_restore};
 pub(crate) use self::plan::{estimate, probe};
+pub(crate) use self::undo::unfinished_in_place;
 pub use self::undo::{open_restores, settle_restores};
 use crate::observer::Observer;
 use crate::point::Point;

@@ -5,10 +5,7 @@ mod show;
 
 use std::time::{Duration, Instant};
 
-use backup::{
-    HostState, RestoreContext, RestorePlan, RestoreRequest, RestoredVm, plan_restore, remove_due_vms, select_point,
-    settle_restores,
-};
+use backup::{RestoreContext, RestorePlan, RestoreRequest, RestoredVm, plan_restore, select_point};
 use hyperv::{Severity, Why};
 use serde_json::{Value, json};
 
@@ -23,6 +20,7 @@ use crate::outcome::Outcome;
 use crate::output::{json_document, json_line, line, note};
 use crate::progress::Progress;
 use crate::restore_args::RestoreVmArgs;
+use crate::restores;
 use crate::units::{duration, rate, size, visible};
 
 /// `restore vm`
@@ -52,7 +50,9 @@ fn run_on(context: &Context, arguments: &RestoreVmArgs, host: &OpenHost) -> Resu
         cancel: interrupt.cancel(),
     };
     if !arguments.dry_run {
-        put_in_order(&restore, &state, &host.name)?;
+        for text in restores::put_in_order(host, &state, &progress)? {
+            note(&format!("note: {text}"));
+        }
     }
     if arguments.in_place {
         return in_place::run(context, arguments, host, &restore, &point, &progress, &interrupt);
@@ -73,15 +73,6 @@ fn run_on(context: &Context, arguments: &RestoreVmArgs, host: &OpenHost) -> Resu
     progress.finish();
     let restored = restored.map_err(|error| interrupt.explain(Failure::of(&*what, &*on, &error)))?;
     Ok(conclude(context, arguments, host, &plan, &restored, begun.elapsed()))
-}
-
-/// What earlier restores left, before anything new.
-fn put_in_order(restore: &RestoreContext<'_>, state: &HostState, host: &str) -> Result<(), Failure> {
-    let done = settle_restores(restore).attempt("put a former restore in order", host)?;
-    for text in done.into_iter().chain(remove_due_vms(restore.host, state).attempt("remove replaced VMs", host)?) {
-        note(&format!("note: {text}"));
-    }
-    Ok(())
 }
 
 fn request(arguments: &RestoreVmArgs) -> RestoreRequest {

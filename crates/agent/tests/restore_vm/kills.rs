@@ -130,7 +130,8 @@ fn in_place(every: u64, phase: &str) {
             }
             Err(error) => {
                 assert!(error.to_string().contains("0x80070002"), "{at}: {error}");
-                desk.fails(5, "NOT_BACKUPABLE", ["backup", VM]);
+                let refused = desk.fails(5, "NOT_BACKUPABLE", ["backup", VM]);
+                assert!(refused.stderr.contains("run the restore in place of DC01 again"), "{at}: {refused:?}");
                 half_written += 1;
             }
         }

@@ -7,14 +7,14 @@ use super::journal::{NewVmWork, RestoreJournal, Stage, Work};
 use super::make::{CONFIGURATION, finish, on_target, remove_scratch};
 use super::place::join;
 use super::plan::has_extension;
-use super::{RestoreContext, replace, writes_of};
+use super::{replace, writes_of};
+use crate::BackupError;
+use crate::observer::{Event, Observer};
 use crate::state::HostState;
-use crate::{BackupError, Event};
 
 /// Puts in order what restores left that did not end; says in words what was done. One that goes on is left alone, and
 /// so is an unfinished restore in place: only running it again ends that ([`open_restores`] names it).
-pub fn settle_restores(context: &RestoreContext<'_>) -> Result<Vec<String>, BackupError> {
-    let (host, state) = (context.host, context.state);
+pub fn settle_restores(host: &Host, state: &HostState, observer: &dyn Observer) -> Result<Vec<String>, BackupError> {
     let mut done = Vec::new();
     for journal in state.restore_journals()? {
         if matches!(&journal.work, Work::InPlace(work) if work.writing) {
@@ -24,7 +24,7 @@ pub fn settle_restores(context: &RestoreContext<'_>) -> Result<Vec<String>, Back
         // It may have ended between the listing and the lock.
         let still_there = state.restore_journals()?.into_iter().find(|one| one.restore_id == journal.restore_id);
         let Some(mut journal) = still_there else { continue };
-        context.observer.event(Event::Phase { subject: &journal.vm_name, phase: "putting a former restore in order" });
+        observer.event(Event::Phase { subject: &journal.vm_name, phase: "putting a former restore in order" });
         match &journal.work {
             Work::InPlace(work) if work.writing => {}
             Work::InPlace(work) => {
@@ -51,6 +51,14 @@ pub fn open_restores(state: &HostState) -> Result<Vec<String>, BackupError> {
             Work::NewVm(_) => format!("restore of {}", journal.vm_name),
         })
         .collect())
+}
+
+/// What to do about a VM whose disks are half-written; `None` for every other.
+pub(crate) fn unfinished_in_place(state: &HostState, vm_id: &str) -> Result<Option<String>, BackupError> {
+    Ok(state.restore_journals()?.into_iter().find_map(|journal| match journal.work {
+        Work::InPlace(work) if journal.vm_id.eq_ignore_ascii_case(vm_id) => Some(work.what_to_do),
+        _ => None,
+    }))
 }
 
 /// Takes back a restore whose VM is not complete. Its lock is held.
