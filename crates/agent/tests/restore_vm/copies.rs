@@ -64,6 +64,21 @@ fn one_disk_of_several_is_enough_when_that_is_said() {
     desk.ok(again);
 }
 
+#[test]
+fn a_disk_is_quoted_before_it_is_written() {
+    let desk = desk(VmOptions::default());
+    desk.ok(["backup", VM]);
+    let restore = ["restore", "disk", "DC01@latest", "--disk", "0", "--to", "d.vhdx"];
+    let plan = desk.json(0, restore.into_iter().chain(["--dry-run"]));
+    assert!(!desk.path("d.vhdx").exists(), "a dry run writes nothing");
+    assert_eq!(plan["size_bytes"], 24 * MIB);
+    let shown = desk.ok(restore.into_iter().chain(["--dry-run"]));
+    assert!(shown.stdout.starts_with("plan     disk 0, 24.0 MiB with "), "{shown:?}");
+    let run = desk.ok(restore);
+    assert!(run.stderr.contains("plan     disk 0, ") && run.stdout.starts_with("done     "), "{run:?}");
+    assert_eq!(std::fs::metadata(desk.path("d.vhdx")).unwrap().len(), plan["len_bytes"]);
+}
+
 /// A host with other switches, that runs older VMs only.
 fn other_host(desk: &Desk, newest: &str) {
     let switches = [("11111111", "Office"), ("22222222", "Test")]

@@ -37,6 +37,7 @@ const TABLE: &[(&str, Prepare, &[&str], &str, &str)] = &[
     ("more memory than the host has", |_| (), &["--memory", "1TiB"], "block", "memory"),
     ("more processors than the host has", |_| (), &["--processors", "99"], "block", "processors"),
     ("a name that is taken", |_| (), &["--name", VM], "decide", "vm_name"),
+    ("a disk that is not in the point", |_| (), &["--disk", "7"], "block", "disk_files"),
     ("a disk left out", |_| (), &["--disk", "0"], "decide", "disks_left_out"),
     (
         "a VM to be replaced with checkpoints",

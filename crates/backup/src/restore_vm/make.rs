@@ -293,7 +293,7 @@ fn missing_above(directory: &str, writes: &dyn HostWrites) -> Vec<String> {
     let mut at = directory;
     while let Some((parent, _)) = at.rsplit_once('\\') {
         let is_there = writes.local_path(parent).map_or(true, |path| path.exists());
-        if parent.ends_with(':') || is_there {
+        if is_volume(parent) || is_there {
             break;
         }
         missing.push(parent.to_owned());
@@ -303,7 +303,26 @@ fn missing_above(directory: &str, writes: &dyn HostWrites) -> Vec<String> {
     missing
 }
 
+/// A drive, or a share: nothing that could be made or removed.
+fn is_volume(path: &str) -> bool {
+    path.ends_with(':') || path.strip_prefix(r"\\").is_some_and(|share| share.split('\\').count() <= 2)
+}
+
 pub(super) fn on_target(path: &str) -> impl FnOnce(std::io::Error) -> BackupError {
     let path = path.to_owned();
     move |source| BackupError::Target { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_no_folders() {
+        for (path, expected) in
+            [("D:", true), (r"D:\VMs", false), (r"\\files\vms", true), (r"\\files", true), (r"\\files\vms\web", false)]
+        {
+            assert_eq!(is_volume(path), expected, "{path}");
+        }
+    }
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use hyperv::{
-    Definition, Identity, MacChoice, NetworkChoice, ObstacleCode, Recreation, RestoredDisk, Severity, Vm, VmId,
-    VmState, Way,
+    Definition, Identity, NetworkChoice, ObstacleCode, Recreation, RestoredDisk, Severity, Vm, VmId, VmState, Way,
 };
 use kopia_repo::format::snapshot::{DirEntry, EntryType};
 use kopia_repo::object_of;
@@ -132,6 +131,12 @@ pub fn plan_restore(
         .iter()
         .filter(|disk| request.disks.as_ref().is_none_or(|wanted| wanted.contains(&disk.number)))
         .collect();
+    for number in request.disks.iter().flatten() {
+        if !description.disks.iter().any(|disk| disk.number == *number) {
+            let why = "The point has no disk with this number.";
+            obstacles.push(RestoreObstacle::block("disk_files", number.to_string(), why, &["correct --disk"]));
+        }
+    }
     let (disks, quote) = look_at_disks(context, point, &chosen, &directory, &mut obstacles)?;
     let restored = disks
         .iter()
@@ -182,10 +187,6 @@ fn wanted(
         wanted.network = NetworkChoice::disconnected();
     }
     wanted.network.switches.clone_from(&request.network);
-    if request.from_settings && wanted.identity == Identity::Keep {
-        // The host gives a VM that is built another id; its addresses stay what they were.
-        wanted.mac = MacChoice::Keep;
-    }
     wanted.processors = request.processors;
     wanted.memory_mib = request.memory_mib;
     wanted.cancel = context.cancel.clone();
