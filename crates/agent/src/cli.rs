@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::parse_rate;
+use crate::restore_args::{RESTORE_VM_EXAMPLES, RESTORE_VM_LONG, RestoreVmArgs};
 use crate::units::{parse_duration, parse_size};
 
 /// Backs up Hyper-V virtual machines into a repository in Kopia's format, and brings them back.
@@ -661,6 +662,9 @@ pub struct LimitArgs {
 /// `restore …`
 #[derive(Debug, Subcommand)]
 pub enum RestoreCommand {
+    /// Restore a whole VM: beside the original, in its place, on another host, or only what differs
+    #[command(after_help = RESTORE_VM_EXAMPLES, after_long_help = RESTORE_VM_LONG)]
+    Vm(Box<RestoreVmArgs>),
     /// Restore one disk of a point to a file or a block device
     #[command(after_help = "\
 Examples:
@@ -682,6 +686,9 @@ Examples:
         /// Replace a file that is there; needed for block devices
         #[arg(long)]
         overwrite: bool,
+        /// Plan and quote; nothing is written
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -834,7 +841,7 @@ mod tests {
     fn short_help_fits_a_screen() {
         let mut command = Cli::command();
         command.build();
-        for path in [&[][..], &["backup"], &["restore", "disk"], &["repo", "create"], &["verify"]] {
+        for path in [&[][..], &["backup"], &["restore", "disk"], &["restore", "vm"], &["repo", "create"], &["verify"]] {
             let sub = path.iter().fold(&mut command, |at, name| at.find_subcommand_mut(name).unwrap());
             let lines = sub.render_help().to_string().lines().count();
             assert!(lines <= 40, "{path:?}: {lines} lines");

@@ -201,6 +201,8 @@ catalogue! {
     NotSupported = "NOT_SUPPORTED", 2, ["use a host or repository that can", "a newer version of this program"];
     /// Not backupable, by preflight.
     NotBackupable = "NOT_BACKUPABLE", 5, ["solve what is named, then run it again"];
+    /// A restore has obstacles; nothing was touched, and all of them are named.
+    Preflight = "PREFLIGHT", 5, ["solve what is named, then run it again", "look at all of it: --dry-run"];
     /// Something is in the way.
     TargetExists = "TARGET_EXISTS", 5, ["choose another name", "remove what is there"];
     /// A target that is in the way or does not fit; nothing was written.
@@ -239,6 +241,8 @@ catalogue! {
     RepositoryLocked = "REPOSITORY_LOCKED", 11, ["wait until the upgrade is over"];
     /// The password does not open it.
     WrongPassword = "WRONG_PASSWORD", 12, ["give the password it was created with (--password-file, E3_PASSWORD)"];
+    /// Disks are half-written; their VM cannot start.
+    RestoreUnfinished = "RESTORE_UNFINISHED", 3, ["run the same restore again: it ends what this one began"];
     /// No answer, after retries.
     StorageUnreachable = "STORAGE_UNREACHABLE", 13, ["check network, endpoint and service, then run it again"];
     /// The storage refuses.
@@ -327,6 +331,13 @@ fn unboxed<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&
 }
 
 fn of_backup(error: &BackupError) -> Option<Code> {
+    if let BackupError::Unfinished { source, .. } = error {
+        // Whatever broke it off, running it again is what there is to do.
+        return Some(match **source {
+            BackupError::Cancelled => Code::Interrupted,
+            _ => Code::RestoreUnfinished,
+        });
+    }
     if let Some(kind) = error.storage_kind() {
         return Some(of_storage(kind));
     }
@@ -336,6 +347,7 @@ fn of_backup(error: &BackupError) -> Option<Code> {
         BackupError::Select(error) => of_select(error),
         BackupError::Cancelled => Code::Interrupted,
         BackupError::NotBackupable { .. } => Code::NotBackupable,
+        BackupError::Obstructed { .. } => Code::Preflight,
         BackupError::Busy { .. } => Code::Busy,
         BackupError::NoRoom { .. } => Code::HostDiskFull,
         BackupError::MergeStuck { .. } => Code::MergeStuck,
@@ -577,6 +589,20 @@ mod tests {
             (Box::new(BackupError::MergeStuck { vm: "v".into(), disk: "d".into(), files: 12 }), "MERGE_STUCK", 5),
             (Box::new(BackupError::Cancelled), "INTERRUPTED", 130),
             (Box::new(BackupError::NotBackupable { vm: "v".into(), problem: "p".into() }), "NOT_BACKUPABLE", 5),
+            (Box::new(BackupError::Obstructed { vm: "v".into(), problem: "p".into() }), "PREFLIGHT", 5),
+            (
+                Box::new(BackupError::Unfinished {
+                    vm: "v".into(),
+                    source: Box::new(target(io::ErrorKind::StorageFull)),
+                }),
+                "RESTORE_UNFINISHED",
+                3,
+            ),
+            (
+                Box::new(BackupError::Unfinished { vm: "v".into(), source: Box::new(BackupError::Cancelled) }),
+                "INTERRUPTED",
+                130,
+            ),
             (Box::new(BackupError::ReadBack { problem: "p".into() }), "DAMAGED", 8),
             (Box::new(BackupError::Point { point: "p".into(), problem: "p".into() }), "DAMAGED", 8),
             (

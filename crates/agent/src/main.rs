@@ -23,6 +23,8 @@ mod outcome;
 mod output;
 mod password;
 mod progress;
+mod restore_args;
+mod restores;
 mod service;
 mod topics;
 mod units;

@@ -60,14 +60,8 @@ fn one_vm_that_fails_does_not_stop_the_others() {
     for (number, name) in ["A", "B", "C", "D"].into_iter().enumerate() {
         desk.add_vm(name, 8, number as u64 + 1);
     }
-    let fault = Fault::UnreadableRange {
-        vm: "B".into(),
-        disk: 0,
-        offset_bytes: 0,
-        len_bytes: 4096,
-        code: 23,
-        times: None,
-    };
+    let fault =
+        Fault::UnreadableRange { vm: "B".into(), disk: 0, offset_bytes: 0, len_bytes: 4096, code: 23, times: None };
     desk.lab().inject(fault).unwrap();
     let result = desk.json(3, ["backup", "--all", "--except", "D", "--parallel", "3"]);
     let status: Vec<_> = result["vms"].as_array().unwrap().iter().map(|vm| (&vm["vm_name"], &vm["status"])).collect();
@@ -131,7 +125,8 @@ fn a_restored_file_system_is_checked() {
     let desk = Desk::new();
     let image = desk.path("ext4.raw");
     std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-    let made = std::process::Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&image).stdout(Stdio::null()).status();
+    let made =
+        std::process::Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&image).stdout(Stdio::null()).status();
     if !made.is_ok_and(|status| status.success()) {
         println!("SKIPPED a_restored_file_system_is_checked: mke2fs is not installed");
         return;

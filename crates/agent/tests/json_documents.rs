@@ -40,6 +40,13 @@ fn documents_have_the_fields_that_are_documented() {
     check("points show", &desk.json(0, ["points", "show", "DC01@1"]));
     check("repo status", &desk.json(0, ["repo", "status"]));
     check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));
+    check("restore disk, plan", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "b.vhdx", "--dry-run"]));
+    let restore = ["restore", "vm", "DC01@1", "--replace", "--confirm", "DC01"];
+    check("restore vm, plan", &desk.json(0, restore.into_iter().chain(["--dry-run"])));
+    check("restore vm", &desk.json(0, restore));
+    let in_place = ["restore", "vm", "DC01@1", "--in-place", "--confirm", "DC01"];
+    check("restore vm, in place, plan", &desk.json(0, in_place.into_iter().chain(["--dry-run"])));
+    check("restore vm, in place", &desk.json(0, in_place));
     let verify = finish(desk.command(["verify", "DC01@1"]).arg("--json")).json_lines();
     check("verify, each point", &verify[0]);
     check("verify", &verify[1]);

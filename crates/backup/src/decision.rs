@@ -43,6 +43,8 @@ pub enum FullReason {
     BaseUnusable,
     /// Two disks of the VM have the same identity.
     AmbiguousDisk,
+    /// The disks were written by a restore in place since the earlier point.
+    RestoredInPlace,
     /// A sample showed a change that tracking did not report.
     AuditFailed,
     /// The host could not answer for another reason.
@@ -68,6 +70,7 @@ impl fmt::Display for FullReason {
             Self::LayoutChanged => "the storage layout changed",
             Self::BaseUnusable => "the last point cannot be used",
             Self::AmbiguousDisk => "two disks have the same identity",
+            Self::RestoredInPlace => "restored in place since",
             Self::AuditFailed => "change tracking was wrong",
             Self::QueryFailed => "the host could not say what changed",
         })
@@ -110,6 +113,8 @@ pub struct VmFacts {
     pub last_applied_checkpoint: Option<String>,
     /// Segment size the job asks for, if it does.
     pub segment_bytes: Option<u32>,
+    /// When disks of it were last written by a restore in place, if they were.
+    pub restored_in_place: Option<jiff::Timestamp>,
 }
 
 /// How a disk is to be read.
@@ -141,6 +146,10 @@ pub fn decide(vm: &VmFacts, disk: &DiskFacts, base: Option<&PointDescription>) -
     }
     if base.host != vm.host || base.replication_mode != vm.replication_mode {
         return reason(FullReason::OriginChanged);
+    }
+    // The time of the restore was noted before its first write, that of the point when its disks were frozen.
+    if vm.restored_in_place.is_some_and(|restored| base.frozen <= restored) {
+        return reason(FullReason::RestoredInPlace);
     }
     if sorted(&base.user_checkpoints) != sorted(&vm.user_checkpoints)
         || base.last_applied_checkpoint != vm.last_applied_checkpoint
@@ -234,7 +243,16 @@ mod tests {
             user_checkpoints: base.user_checkpoints,
             last_applied_checkpoint: base.last_applied_checkpoint,
             segment_bytes: None,
+            restored_in_place: None,
         }
+    }
+
+    #[test]
+    fn a_restore_before_the_base_was_frozen_is_over() {
+        let base = point_description();
+        let before = base.frozen - jiff::SignedDuration::from_secs(1);
+        let decision = decide(&VmFacts { restored_in_place: Some(before), ..vm() }, &disk(), Some(&base));
+        assert!(matches!(decision, Decision::Changes { .. }), "{decision:?}");
     }
 
     #[test]
@@ -248,13 +266,14 @@ mod tests {
 
     #[test]
     fn every_break_means_full() {
-        let table: [(FullReason, Breaker); 19] = [
+        let table: [(FullReason, Breaker); 20] = [
             (FullReason::Forced, |vm, _, _| vm.forced = true),
             (FullReason::First, |_, disk, _| disk.virtual_disk_id = "another".into()),
             (FullReason::AmbiguousDisk, |_, disk, _| disk.ambiguous = true),
             (FullReason::AmbiguousDisk, |_, _, base| base.disks.push(base.disks[0].clone())),
             (FullReason::OriginChanged, |vm, _, _| vm.host = "other".into()),
             (FullReason::OriginChanged, |vm, _, _| vm.replication_mode = 2),
+            (FullReason::RestoredInPlace, |vm, _, base| vm.restored_in_place = Some(base.frozen)),
             (FullReason::UserCheckpoints, |vm, _, _| vm.user_checkpoints.push("before update".into())),
             (FullReason::UserCheckpoints, |vm, _, _| vm.last_applied_checkpoint = Some("clean".into())),
             (FullReason::Resized, |_, disk, _| disk.size_bytes += 1 << 20),

@@ -175,6 +175,23 @@ pub enum BackupError {
         /// Everything that keeps them.
         obstacles: Vec<Obstacle>,
     },
+    /// A restore that was planned has obstacles; nothing was touched.
+    #[error("restore {vm}: {problem}")]
+    Obstructed {
+        /// The VM's name.
+        vm: String,
+        /// What stands in the way.
+        problem: String,
+    },
+    /// A disk is half-way between two states and must not be used before the restore was run again.
+    #[error("restore {vm} in place, which is unfinished: its disks are renamed so that it cannot start")]
+    Unfinished {
+        /// The VM's name.
+        vm: String,
+        /// What broke it off.
+        #[source]
+        source: Box<BackupError>,
+    },
     /// What was read back after the commit is not what was written.
     #[error("the point that was just written does not read back: {problem}")]
     ReadBack {

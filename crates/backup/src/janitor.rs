@@ -91,7 +91,8 @@ pub fn inspect(context: &BackupContext<'_>, from: Option<&str>) -> Result<Vec<Fi
     }
     for vm_id in context.state.journals()? {
         let journal = context.state.journal(&vm_id)?;
-        if !vms.iter().any(|vm| vm.id.as_str() == vm_id) && (journal.intent.is_some() || !journal.reference_points.is_empty())
+        if !vms.iter().any(|vm| vm.id.as_str() == vm_id)
+            && (journal.intent.is_some() || !journal.reference_points.is_empty())
         {
             let vm_name = vm_id.clone();
             findings.push(Finding { vm_id, vm_name, what: Leftover::Journal, verdict: Verdict::News });

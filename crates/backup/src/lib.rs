@@ -2,8 +2,9 @@
 //!
 //! [`back_up_vm`] freezes a VM through `hyperv`, reads its disks in full or as what changed since the last point, and
 //! commits a *point*: one Kopia snapshot with the VM's definition and one complete VHDX per disk. [`list_points`] and
-//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`verify_point`] proves that it could;
-//! [`retention`] decides which points stay, [`hold`] keeps some whatever it says.
+//! [`select_point`] find points, [`restore_disk`] brings a disk back, [`restore_vm`] a whole VM, [`restore_in_place`] what
+//! differs in the disks of a VM that is there; [`verify_point`] proves that it could. [`retention`] decides which points
+//! stay, [`hold`] keeps some whatever it says; [`evidence`] is what checks of points found, [`janitor`] what runs left.
 //!
 //! How a disk is stored: `layout.rs` cuts the canonical VHDX stream into segments, `pipeline.rs` turns the source into
 //! contents on all cores, `disk_backup.rs` builds the object, `disk_object.rs` reads it back. How a run goes:
@@ -21,6 +22,7 @@ mod disk_object;
 mod error;
 pub mod evidence;
 pub mod hold;
+mod in_place;
 pub mod janitor;
 pub mod layout;
 mod observer;
@@ -29,6 +31,7 @@ mod point;
 mod recovery;
 mod resources;
 mod restore;
+mod restore_vm;
 pub mod retention;
 mod run;
 mod source_guard;
@@ -45,13 +48,20 @@ pub use decision::FullReason;
 pub use disk_object::{DiskObject, DiskObjectError};
 pub use error::{BackupError, SelectError};
 pub use hyperv::Cancel;
+pub use in_place::{
+    InPlaceDiskReport, InPlacePlan, InPlaceReport, SafetyPoint, compare_in_place, plan_in_place, restore_in_place,
+};
 pub use observer::{Event, Observer, Silent};
 pub use point::{
     AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
     list_points, select_point,
 };
 pub use resources::Resources;
-pub use restore::{RestoreReport, TargetFormat, restore_disk};
+pub use restore::{DiskQuote, RestoreReport, TargetFormat, quote_disk, restore_disk};
+pub use restore_vm::{
+    KeptVm, PlannedDisk, Quote, RestoreContext, RestoreObstacle, RestorePlan, RestoreRequest, RestoredVm, kept_vms,
+    open_restores, plan_restore, remove_due_vms, restore_vm, settle_restores,
+};
 pub use run::{
     BackupContext, BackupOptions, ConsistencyPolicy, GuardLimits, HostCost, RunStats, VmReport, Warning, WarningCode,
     back_up_vm, new_run_id, settle_vm,

@@ -36,6 +36,44 @@ pub struct RestoreReport {
     pub len_bytes: u64,
 }
 
+/// What restoring a disk would move and take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskQuote {
+    /// Length of the target.
+    pub len_bytes: u64,
+    /// Bytes of the guest's that are not zero.
+    pub data_bytes: u64,
+    /// Bytes that are free where it goes, if that is known.
+    pub free_bytes: Option<u64>,
+    /// How long it may take; from the speed of a few reads.
+    pub estimate: Option<std::time::Duration>,
+}
+
+/// Looks at what [`restore_disk`] would do; nothing is written.
+pub fn quote_disk(disk: &DiskObject, target: &Path, format: TargetFormat) -> Result<DiskQuote, BackupError> {
+    let data_bytes = count_stored(disk, TargetFormat::Raw)?;
+    let begun = std::time::Instant::now();
+    let probed_bytes = crate::restore_vm::probe(disk)?;
+    let estimate = crate::restore_vm::estimate(data_bytes, probed_bytes, begun.elapsed());
+    let len_bytes = target_len(disk, format);
+    Ok(DiskQuote { len_bytes, data_bytes, free_bytes: free_bytes(folder_of(target)), estimate })
+}
+
+fn target_len(disk: &DiskObject, format: TargetFormat) -> u64 {
+    match format {
+        TargetFormat::Vhdx => disk.len_bytes(),
+        TargetFormat::Raw => disk.layout().geometry().size_bytes(),
+    }
+}
+
+/// The folder that a target lies in.
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// A segment and where it goes.
 #[derive(Clone, Copy)]
 struct Task {
@@ -57,10 +95,7 @@ pub fn restore_disk(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<RestoreReport, BackupError> {
-    let len_bytes = match format {
-        TargetFormat::Vhdx => disk.len_bytes(),
-        TargetFormat::Raw => disk.layout().geometry().size_bytes(),
-    };
+    let len_bytes = target_len(disk, format);
     let stored_bytes = count_stored(disk, format)?;
     let output = Output::open(target, format, len_bytes, stored_bytes, overwrite)?;
     let total_bytes = if output.device { len_bytes } else { stored_bytes };
@@ -216,7 +251,7 @@ fn for_each_task(
 }
 
 /// Bytes that a sparse target needs.
-fn count_stored(disk: &DiskObject, format: TargetFormat) -> Result<u64, BackupError> {
+pub(crate) fn count_stored(disk: &DiskObject, format: TargetFormat) -> Result<u64, BackupError> {
     let mut bytes = 0;
     for_each_task(disk, format, false, &mut |task| {
         bytes += task.len_bytes;
@@ -264,11 +299,7 @@ impl Output {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let folder = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        if let Some(free) = free_bytes(folder)
+        if let Some(free) = free_bytes(folder_of(target))
             && free < stored_bytes
         {
             let problem = format!("{stored_bytes} bytes are needed, {free} are free; nothing was written");

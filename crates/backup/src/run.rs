@@ -23,11 +23,11 @@ use self::prepare::{Base, UserCheckpoints};
 use self::read::Source;
 pub use self::report::{HostCost, RunStats, VmReport, Warning, WarningCode};
 use crate::commit::{DraftFile, PointDraft, commit, timestamp};
+use crate::error::chain_text;
 use crate::observer::{Event, Observer};
 use crate::point::{PointDescription, PointDisk};
 use crate::source_guard::SourceGuard;
 use crate::state::{HostState, Intent, PastRun, VmJournal, random_hex};
-use crate::error::chain_text;
 use crate::{BackupError, Cancel, evidence, recovery};
 
 /// What runs on one host share.

@@ -40,6 +40,11 @@ impl HostState {
         &self.agent_id
     }
 
+    /// The folder itself.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The VMs, by id, of which a run did not end, or goes on in another process.
     pub fn open_intents(&self) -> Result<Vec<String>, BackupError> {
         let mut open = Vec::new();
@@ -70,14 +75,18 @@ impl HostState {
 
     /// Takes the lock of a VM; it is held until the guard is dropped, or the process ends in whatever way.
     pub fn lock_vm(&self, vm_id: &str, vm_name: &str) -> Result<VmLock, BackupError> {
-        let path = self.dir.join(format!("{vm_id}.lock"));
+        self.lock(&self.dir.join(format!("{vm_id}.lock")), vm_name)
+    }
+
+    /// Takes the lock that is this file, which stands for work on a VM.
+    pub(crate) fn lock(&self, path: &Path, vm_name: &str) -> Result<VmLock, BackupError> {
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .read(true)
             .write(true)
-            .open(&path)
-            .map_err(BackupError::state("open the lock", &path))?;
+            .open(path)
+            .map_err(BackupError::state("open the lock", path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -87,11 +96,11 @@ impl HostState {
                 let holder = if holder.trim().is_empty() { String::new() } else { format!(" ({})", holder.trim()) };
                 return Err(BackupError::Busy { vm: vm_name.to_owned(), holder });
             }
-            Err(TryLockError::Error(error)) => return Err(BackupError::state("lock", &path)(error)),
+            Err(TryLockError::Error(error)) => return Err(BackupError::state("lock", path)(error)),
         }
         let note = format!("process {}", std::process::id());
         let written = file.set_len(0).and_then(|()| file.write_all(note.as_bytes()));
-        written.map_err(BackupError::state("write the lock", &path))?;
+        written.map_err(BackupError::state("write the lock", path))?;
         Ok(VmLock { _file: file })
     }
 
@@ -135,6 +144,9 @@ pub struct VmJournal {
     /// Reference points that are ours.
     #[serde(default)]
     pub reference_points: Vec<JournalReferencePoint>,
+    /// When disks of the VM were last written by a restore in place: what was read before is no base any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_in_place: Option<Timestamp>,
     /// A request for a checkpoint that was given up while the host went on with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late: Option<LateCheckpoint>,
@@ -233,7 +245,7 @@ fn new_agent_id(path: &Path) -> Result<String, BackupError> {
 }
 
 /// Replaces a file so that after a crash it is the old or the new one.
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;

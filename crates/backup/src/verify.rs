@@ -288,8 +288,11 @@ fn read_segments(
                 continue;
             }
             let Ok(entries) = object.piece(piece) else { continue };
-            let drawn: Vec<_> =
-                (first..).zip(entries.iter()).filter(|(segment, _)| is_drawn(*segment)).map(|(_, entry)| entry).collect();
+            let drawn: Vec<_> = (first..)
+                .zip(entries.iter())
+                .filter(|(segment, _)| is_drawn(*segment))
+                .map(|(_, entry)| entry)
+                .collect();
             for chunk in drawn.chunks(16) {
                 let mut batch = Vec::with_capacity(chunk.len());
                 for entry in chunk {

@@ -102,7 +102,8 @@ fn check(
     if !output.status.success() {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let lines: Vec<String> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
         result.said = lines[lines.len().saturating_sub(MAX_LINES)..].to_vec();
     }
     Ok(result)

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyperv::seam::{
-    ChangedPage, CimValue, FileFacts, HostFile, HostFiles, Instance, MethodOutput, Namespace, ObjectPath, Seam,
-    TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo, Wmi, WmiError,
+    ChangedPage, CimValue, FileFacts, HostFile, HostFiles, HostWrites, Instance, MethodOutput, Namespace, ObjectPath,
+    Seam, TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo, Wmi, WmiError,
 };
-use vhdx::ReadAt;
+use vhdx::{ReadAt, WriteAt};
 
 /// When a hook is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,80 @@ impl HostFiles for Counted<Arc<dyn HostFiles>> {
 
     fn free_bytes(&self, path: &str) -> io::Result<u64> {
         self.counting.around("free_bytes", || self.inner.free_bytes(path))
+    }
+
+    fn writes(&self) -> Option<&dyn HostWrites> {
+        self.inner.writes().map(|_| self as &dyn HostWrites)
+    }
+}
+
+impl Counted<Arc<dyn HostFiles>> {
+    fn inner_writes(&self) -> io::Result<&dyn HostWrites> {
+        self.inner.writes().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl HostWrites for Counted<Arc<dyn HostFiles>> {
+    fn local_path(&self, path: &str) -> io::Result<PathBuf> {
+        // A translation of names: nothing reaches the host.
+        self.inner_writes()?.local_path(path)
+    }
+
+    fn open_write(&self, path: &str) -> io::Result<Box<dyn WriteAt>> {
+        let inner = self.counting.around("open_write", || self.inner_writes()?.open_write(path))?;
+        Ok(Box::new(Counted { inner, counting: self.counting.clone() }))
+    }
+
+    fn create_folder(&self, path: &str) -> io::Result<()> {
+        self.counting.around("create_folder", || self.inner_writes()?.create_folder(path))
+    }
+
+    fn create_file(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.counting.around("create_file", || self.inner_writes()?.create_file(path, content))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.counting.around("rename", || self.inner_writes()?.rename(from, to))
+    }
+
+    fn remove_file(&self, path: &str) -> io::Result<()> {
+        self.counting.around("remove_file", || self.inner_writes()?.remove_file(path))
+    }
+
+    fn remove_empty_folder(&self, path: &str) -> io::Result<bool> {
+        self.counting.around("remove_empty_folder", || self.inner_writes()?.remove_empty_folder(path))
+    }
+}
+
+impl ReadAt for Counted<Box<dyn WriteAt>> {
+    fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        self.counting.around("read_exact_at", || self.inner.read_exact_at(buf, offset_bytes))
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.counting.around("len_bytes", || self.inner.len_bytes())
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        self.counting.around("next_data", || self.inner.next_data(range))
+    }
+}
+
+impl WriteAt for Counted<Box<dyn WriteAt>> {
+    fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
+        self.counting.around("write_all_at", || self.inner.write_all_at(data, offset_bytes))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.counting.around("flush", || self.inner.flush())
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.counting.around("set_len", || self.inner.set_len(len_bytes))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.counting.around("write_zeroes", || self.inner.write_zeroes(range))
     }
 }
 

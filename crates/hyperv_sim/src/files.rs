@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hyperv::seam::{FileFacts, HostFile, HostFiles};
-use vhdx::ReadAt;
+use hyperv::seam::{FileFacts, HostFile, HostFiles, HostWrites, LocalWrites};
+use vhdx::{ReadAt, WriteAt};
 
 use crate::error::LabError;
 use crate::host::LabHost;
@@ -29,6 +29,21 @@ impl LabFiles {
     fn existing(&self, path: &WinPath) -> io::Result<PathBuf> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.as_str()));
         path.in_sandbox(self.host.store.root()).filter(|file| file.is_file()).ok_or_else(missing)
+    }
+
+    /// A change of the drive, in a call of the host: a file that a running VM or a reader has stays as it is.
+    fn change<T>(&self, path: &str, change: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+        let file = self.local_path(path)?;
+        let path = WinPath::new(path);
+        let changed = self.host.transact(|tx| {
+            if check_openable(tx, &path).is_err() || tx.store.is_held(&path)? {
+                let text = format!("{} is in use (0x80070020)", path.as_str());
+                return Ok(Err(io::Error::new(io::ErrorKind::ResourceBusy, text)));
+            }
+            tx.store.before_write()?;
+            Ok(change(file))
+        });
+        changed.map_err(broken)?
     }
 }
 
@@ -74,6 +89,55 @@ impl HostFiles for LabFiles {
         }
         self.host.transact(|tx| Ok(tx.options.free_bytes)).map_err(broken)
     }
+
+    fn writes(&self) -> Option<&dyn HostWrites> {
+        Some(self)
+    }
+}
+
+impl HostWrites for LabFiles {
+    fn local_path(&self, path: &str) -> io::Result<PathBuf> {
+        let outside = || io::Error::new(io::ErrorKind::NotFound, format!("there is no volume for {path}"));
+        WinPath::new(path).in_sandbox(self.host.store.root()).ok_or_else(outside)
+    }
+
+    fn open_write(&self, path: &str) -> io::Result<Box<dyn WriteAt>> {
+        let path = WinPath::new(path);
+        let opened = self.host.transact(|tx| {
+            let is_used = check_openable(tx, &path).is_err() || tx.store.is_held(&path)?;
+            if is_used {
+                let text = format!("{} is open elsewhere (0x80070020)", path.as_str());
+                return Ok(Err(io::Error::new(io::ErrorKind::ResourceBusy, text)));
+            }
+            let file = match self.existing(&path).and_then(|file| File::options().read(true).write(true).open(file)) {
+                Ok(file) => file,
+                Err(e) => return Ok(Err(e)),
+            };
+            Ok(Ok(SharedFile { file, _held: tx.store.hold_handle(&path)? }))
+        });
+        Ok(Box::new(opened.map_err(broken)??))
+    }
+
+    fn create_folder(&self, path: &str) -> io::Result<()> {
+        self.change(path, |path| LocalWrites.create_folder(&path))
+    }
+
+    fn create_file(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.change(path, |path| LocalWrites.create_file(&path, content))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let to = self.local_path(to)?;
+        self.change(from, |from| LocalWrites.rename(&from, &to))
+    }
+
+    fn remove_file(&self, path: &str) -> io::Result<()> {
+        self.change(path, |path| LocalWrites.remove_file(&path))
+    }
+
+    fn remove_empty_folder(&self, path: &str) -> io::Result<bool> {
+        self.change(path, |path| LocalWrites.remove_empty_folder(&path))
+    }
 }
 
 fn broken(error: LabError) -> io::Error {
@@ -97,5 +161,23 @@ impl ReadAt for SharedFile {
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         self.file.next_data(range)
+    }
+}
+
+impl WriteAt for SharedFile {
+    fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
+        WriteAt::write_all_at(&self.file, data, offset_bytes)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        WriteAt::flush(&self.file)
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        WriteAt::set_len(&self.file, len_bytes)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.write_zeroes(range)
     }
 }

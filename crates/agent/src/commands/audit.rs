@@ -26,9 +26,11 @@ pub fn run(context: &Context, arguments: &AuditArgs) -> Result<Outcome, Failure>
         arguments.vms.is_empty() || arguments.vms.iter().any(fits)
     };
     points.retain(wanted);
-    if let Some(missing) = arguments.vms.iter().find(|vm| {
-        !points.iter().any(|point| matches(vm, &point.vm_name) || vm.eq_ignore_ascii_case(&point.vm_id))
-    }) {
+    if let Some(missing) = arguments
+        .vms
+        .iter()
+        .find(|vm| !points.iter().any(|point| matches(vm, &point.vm_name) || vm.eq_ignore_ascii_case(&point.vm_id)))
+    {
         return Err(Failure::new(what, on, Code::NotFound, format!("there is no point of a VM {missing:?}")));
     }
     points.reverse();

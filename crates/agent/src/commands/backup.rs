@@ -16,6 +16,7 @@ use crate::limits::Throttles;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
 use crate::progress::Progress;
+use crate::restores;
 use crate::service::matches;
 use crate::units::{duration, rate, size, visible};
 
@@ -43,9 +44,15 @@ fn run_on(
     host: &OpenHost,
 ) -> Result<Outcome, Failure> {
     let location = context.location(None)?;
+    let state = host.state()?;
+    // Before the VMs are looked for: one of them may be half-way through being replaced.
+    match restores::put_in_order(host, &state, &backup::Silent) {
+        Ok(done) => done.iter().for_each(|text| note(&format!("note: {text}"))),
+        // Other VMs are none the worse for it.
+        Err(failure) => note(&format!("warning: {failure}")),
+    }
     let vms = find_vms(host, arguments)?;
     let repo = context.repository_for_backups(&location, host.hooks.as_ref(), throttles)?;
-    let state = host.state()?;
     let run_id = new_run_id();
     let interrupt = Interrupt::watch();
     let progress = Progress::start("backup", &context.global);

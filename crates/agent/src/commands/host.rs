@@ -1,7 +1,5 @@
 //! `host check`, `host clean`: whether this host can be backed up, and what former runs left on it.
 
-use std::io::IsTerminal as _;
-
 use backup::janitor::{Finding, Leftover, Verdict, clean, inspect};
 use backup::{BackupContext, BackupOptions, Silent};
 use hyperv::{HostFacts, Protection};
@@ -9,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::HostCommand;
+use crate::confirm;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
@@ -104,7 +103,9 @@ fn show_host(host: &OpenHost, facts: &HostFacts) {
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
     let tracking = match facts.reference_points {
         true => "reference points and change tracking: backups after the first read only changes",
-        false => "no reference points (older than Server 2016, or a cluster of such a level): every backup is a full one",
+        false => {
+            "no reference points (older than Server 2016, or a cluster of such a level): every backup is a full one"
+        }
     };
     for (name, value) in [
         ("host", host.name.clone()),
@@ -126,7 +127,7 @@ fn clean_up(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
         if !context.global.json {
             show_findings(&findings);
         }
-        if ours > 0 && !context.global.yes {
+        if ours > 0 {
             confirm(&host.name, ours, context)?;
         }
         let done = clean(backup, from).attempt(what, &*host.name)?;
@@ -146,18 +147,11 @@ fn clean_up(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
 
 /// Removing a checkpoint makes the host merge files, so it is asked for.
 fn confirm(host: &str, count: usize, context: &Context) -> Result<(), Failure> {
-    let asked = format!("Remove {count} of these (those that are ours)?");
-    if context.global.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        let why = "removing needs a yes, and there is nobody to ask";
-        return Err(Failure::new("clean the host", host, Code::Usage, why).with_steps(&["say --yes"]));
-    }
-    eprint!("{asked} [y/N] ");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).attempt("read the answer", "")?;
-    if answer.trim().eq_ignore_ascii_case("y") || answer.trim().eq_ignore_ascii_case("yes") {
+    if confirm::agreed(&context.global, &format!("Remove {count} of these (those that are ours)?"))? {
         return Ok(());
     }
-    Err(Failure::new("clean the host", host, Code::Interrupted, "nothing was removed").with_steps(&["run it again"]))
+    let why = "removing needs a yes, and nobody gave it; nothing was removed";
+    Err(Failure::new("clean the host", host, Code::Usage, why).with_steps(&["say --yes"]))
 }
 
 fn show_findings(findings: &[Finding]) {

@@ -9,6 +9,7 @@ pub mod lab;
 pub mod points;
 pub mod repo;
 pub mod restore;
+mod restore_vm;
 pub mod retention;
 pub mod snapshot;
 pub mod verify;

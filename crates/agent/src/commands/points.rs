@@ -210,7 +210,8 @@ fn evidence_text(context: &Context, evidence: &Evidence) -> String {
         evidence::Outcome::Damaged => "damaged",
     };
     let read = if evidence.read_bytes > 0 { format!(", {} read", size(evidence.read_bytes)) } else { String::new() };
-    let problems = if evidence.problems.is_empty() { String::new() } else { format!(": {}", evidence.problems.join("; ")) };
+    let problems =
+        if evidence.problems.is_empty() { String::new() } else { format!(": {}", evidence.problems.join("; ")) };
     let (check, at) = (evidence.check.as_str(), context.time(evidence.at));
     format!("{check} on {at} by {}: {outcome}{read}{problems}", evidence.program)
 }

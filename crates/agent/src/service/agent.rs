@@ -21,6 +21,7 @@ use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::{OpenHost, state_dir};
 use crate::limits::Throttles;
+use crate::restores;
 use crate::units::duration;
 
 /// The clock of the machine can be set, and the machine can sleep: it is looked at this often.
@@ -221,6 +222,7 @@ impl Agent<'_> {
         let what = "put in order what a former run left";
         let host = self.context.host()?;
         let state = host.state()?;
+        self.put_restores_in_order(&host, &state)?;
         let open = state.open_intents().attempt(what, &*host.name)?;
         if open.is_empty() {
             return Ok(());
@@ -248,6 +250,13 @@ impl Agent<'_> {
             }
         }
         first_failure.map_or(Ok(()), Err)
+    }
+
+    fn put_restores_in_order(&self, host: &OpenHost, state: &HostState) -> Result<(), Failure> {
+        for text in restores::put_in_order(host, state, self)? {
+            self.events.tell(EventKind::Settled, &text);
+        }
+        Ok(())
     }
 
     fn run_job(&mut self, job: &Job, now: Timestamp) {
@@ -291,6 +300,10 @@ impl Agent<'_> {
     }
 
     fn back_up_on(&self, job: &Job, host: &OpenHost) -> Result<(u8, String), Failure> {
+        if let Err(failure) = self.put_restores_in_order(host, &host.state()?) {
+            // The job's VMs are none the worse for it.
+            self.events.tell(EventKind::Problem, &failure.to_string());
+        }
         let mut vms = host.host.list_vms().attempt("list the virtual machines", &*host.name)?;
         vms.retain(|vm| job.covers(&vm.name, vm.id.as_str()));
         vms.sort_by(|a, b| (a.name.to_lowercase(), a.id.as_str()).cmp(&(b.name.to_lowercase(), b.id.as_str())));

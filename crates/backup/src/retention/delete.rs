@@ -16,9 +16,9 @@ use kopia_repo::{Repository, SessionOptions, WriteSession};
 
 use super::sources::{look_at, plan_source};
 use super::{PlanPoint, PolicyOrigin, SourcePlan};
-use crate::{BackupError, evidence};
 use crate::hold::{Hold, fresh_points, holds_of};
 use crate::point::{Point, list_points};
+use crate::{BackupError, evidence};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default)]

@@ -11,8 +11,8 @@ use kopia_repo::retention::Period;
 use kopia_repo::{PolicyTarget, Repository, SessionOptions, StoredPolicy, WriteSession};
 
 use super::{PlanPoint, PlannedPoint, plan};
-use crate::{BackupError, evidence};
 use crate::point::{Point, list_points};
+use crate::{BackupError, evidence};
 
 /// Where the limits of a plan come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

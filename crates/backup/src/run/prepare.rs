@@ -10,6 +10,7 @@ use super::report::WarningCode;
 use crate::BackupError;
 use crate::commit::timestamp;
 use crate::point::{Point, PointDescription, list_points};
+use crate::restore_vm::unfinished_in_place;
 use crate::state::Intent;
 
 /// The newest point of a VM that can be described.
@@ -84,6 +85,9 @@ impl Run<'_> {
             return refuse(format!("its storage is lost (state {state}); bring the storage back first"));
         }
         if let Some(disk) = vm.unreadable_disks.first() {
+            if let Some(what_to_do) = unfinished_in_place(self.context.state, vm.id.as_str())? {
+                return refuse(format!("a restore in place of it is not finished: {what_to_do}"));
+            }
             return refuse(format!("its disk {} cannot be read: {}", disk.path, disk.problem));
         }
         if vm.disks.is_empty() {

@@ -95,6 +95,7 @@ impl Run<'_> {
             user_checkpoints: self.user_checkpoints.ids.clone(),
             last_applied_checkpoint: self.user_checkpoints.last_applied.clone(),
             segment_bytes: self.context.options.segment_bytes,
+            restored_in_place: self.journal.restored_in_place,
         };
         let decision = decide(&facts, &disk.facts, base.map(|base| &base.description));
         let reason = match (decision, base) {

@@ -1,7 +1,8 @@
 //! The border to the operating system: three small traits, and nothing of Hyper-V in them.
 //!
 //! [`Wmi`] carries queries and method calls, [`VirtDisk`] is `virtdisk.dll`, [`HostFiles`] reads the few files that
-//! neither of them delivers (a checkpoint's configuration, the members of a frozen chain). Which class, which method,
+//! neither of them delivers (a checkpoint's configuration, the members of a frozen chain), and writes what a restore
+//! brings back. Which class, which method,
 //! in which order and what an error means is decided above; so it is compiled and tested on every platform, and an
 //! implementation below stays a thin layer that can be trusted after one reading.
 //!
@@ -16,7 +17,7 @@ mod virt_disk;
 mod wmi;
 
 pub use clock::{Clock, SystemClock};
-pub use files::{FileFacts, HostFile, HostFiles};
+pub use files::{FileFacts, HostFile, HostFiles, HostWrites, LocalWrites};
 pub use observe::{ReadObserver, observe_reads};
 pub use value::{CimType, CimValue, Instance, ObjectPath};
 pub use virt_disk::{ChangedPage, ChangedRange, TrackingState, VirtDisk, VirtDiskError, VirtDiskHandle, VirtDiskInfo};

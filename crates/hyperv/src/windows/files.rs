@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::windows::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use vhdx::WriteAt;
 
 use super::calls;
-use crate::seam::{FileFacts, HostFile, HostFiles};
+use crate::seam::{FileFacts, HostFile, HostFiles, HostWrites, LocalWrites};
 
 /// The file system of this machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +39,41 @@ impl HostFiles for WindowsFiles {
         let folder = Path::new(path).ancestors().find(|folder| folder.is_dir());
         let folder = folder.and_then(Path::to_str).ok_or(io::ErrorKind::NotFound)?;
         calls::free_bytes(folder).map_err(to_io)
+    }
+
+    fn writes(&self) -> Option<&dyn HostWrites> {
+        Some(self)
+    }
+}
+
+impl HostWrites for WindowsFiles {
+    fn local_path(&self, path: &str) -> io::Result<PathBuf> {
+        Ok(path.into())
+    }
+
+    fn open_write(&self, path: &str) -> io::Result<Box<dyn WriteAt>> {
+        // Nobody else may have it open: what a VM or another program writes meanwhile would be mixed in.
+        Ok(Box::new(File::options().read(true).write(true).share_mode(0).open(path)?))
+    }
+
+    fn create_folder(&self, path: &str) -> io::Result<()> {
+        LocalWrites.create_folder(Path::new(path))
+    }
+
+    fn create_file(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        LocalWrites.create_file(Path::new(path), content)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        LocalWrites.rename(Path::new(from), Path::new(to))
+    }
+
+    fn remove_file(&self, path: &str) -> io::Result<()> {
+        LocalWrites.remove_file(Path::new(path))
+    }
+
+    fn remove_empty_folder(&self, path: &str) -> io::Result<bool> {
+        LocalWrites.remove_empty_folder(Path::new(path))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::devices::{DRIVE, MEDIUM, PHYSICAL_DISK, host_resource, is};
 use crate::inventory::{DEVICES, MEDIA, MEMORY, PROCESSORS};
 use crate::names::same_path;
 
-use super::super::former::{Former, configuration, name_of};
+use super::super::former::{Former, name_of};
 use super::super::network::{Connection, decide};
 use super::super::{Identity, MacChoice, Recreation, TpmChoice};
 use super::{HostState, Obstacle, ObstacleCode, Severity, Way, is_absolute, volume_of};
@@ -290,7 +290,8 @@ impl<'a> Checks<'a> {
             let vms =
                 self.host.vms.iter().filter(|(id, _)| users.clone().any(|(_, owner)| owner.eq_ignore_ascii_case(id)));
             for (id, name) in vms {
-                if id.eq_ignore_ascii_case(configuration(adapter)) && self.wanted.identity == Identity::Keep {
+                let original = &self.former.definition.summary.vm_id;
+                if id.eq_ignore_ascii_case(original) && self.wanted.identity == Identity::Keep {
                     continue; // the original, which the id is about
                 }
                 let why = format!("VM {name:?} has this address, too.");

@@ -1,0 +1,157 @@
+//! From the journal of a restore that did not end to a host without anything of it.
+
+use hyperv::seam::HostWrites;
+use hyperv::{Host, VmId, VmState};
+
+use super::journal::{NewVmWork, RestoreJournal, Stage, Work};
+use super::make::{CONFIGURATION, finish, on_target, remove_scratch};
+use super::place::join;
+use super::plan::has_extension;
+use super::{replace, writes_of};
+use crate::BackupError;
+use crate::observer::{Event, Observer};
+use crate::state::HostState;
+
+/// Puts in order what restores left that did not end; says in words what was done. One that goes on is left alone, and
+/// so is an unfinished restore in place: only running it again ends that ([`open_restores`] names it).
+pub fn settle_restores(host: &Host, state: &HostState, observer: &dyn Observer) -> Result<Vec<String>, BackupError> {
+    let mut done = Vec::new();
+    for journal in state.restore_journals()? {
+        if matches!(&journal.work, Work::InPlace(work) if work.writing) {
+            continue;
+        }
+        let Ok(_lock) = state.lock_restore(&journal.restore_id, &journal.vm_name) else { continue };
+        // It may have ended between the listing and the lock.
+        let still_there = state.restore_journals()?.into_iter().find(|one| one.restore_id == journal.restore_id);
+        let Some(mut journal) = still_there else { continue };
+        observer.event(Event::Phase { subject: &journal.vm_name, phase: "putting a former restore in order" });
+        match &journal.work {
+            Work::InPlace(work) if work.writing => {}
+            Work::InPlace(work) => {
+                crate::in_place::give_names_back(writes_of(host)?, &work.disks)?;
+                state.remove_restore(&journal.restore_id)?;
+                done.push(format!("gave the untouched disks of {} their names back", journal.vm_name));
+            }
+            Work::NewVm(work) if work.stage == Stage::Made => {
+                finish(host, state, &mut journal)?;
+                done.push(format!("finished the restore of {}, which had been cut off at its end", journal.vm_name));
+            }
+            _ => done.extend(undo(host, state, &mut journal)?),
+        }
+    }
+    Ok(done)
+}
+
+/// The restores that are not over, in words: those that go on, and those that were cut off.
+pub fn open_restores(state: &HostState) -> Result<Vec<String>, BackupError> {
+    let journals = state.restore_journals()?.into_iter();
+    Ok(journals
+        .map(|journal| match journal.work {
+            Work::InPlace(work) => format!("restore in place of {}: {}", journal.vm_name, work.what_to_do),
+            Work::NewVm(_) => format!("restore of {}", journal.vm_name),
+        })
+        .collect())
+}
+
+/// What to do about a VM whose disks are half-written; `None` for every other.
+pub(crate) fn unfinished_in_place(state: &HostState, vm_id: &str) -> Result<Option<String>, BackupError> {
+    Ok(state.restore_journals()?.into_iter().find_map(|journal| match journal.work {
+        Work::InPlace(work) if journal.vm_id.eq_ignore_ascii_case(vm_id) => Some(work.what_to_do),
+        _ => None,
+    }))
+}
+
+/// Takes back a restore whose VM is not complete. Its lock is held.
+pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal) -> Result<Vec<String>, BackupError> {
+    let mut done = Vec::new();
+    let Work::NewVm(work) = &mut journal.work else { unreachable!("a restore in place is not taken back") };
+    if work.stage == Stage::Made {
+        // The VM is whole, whatever failed behind it.
+        finish(host, state, journal)?;
+        return Ok(done);
+    }
+    if work.stage >= Stage::SteppingAside {
+        done.extend(remove_made(host, work, &journal.vm_id)?);
+    }
+    if let Some(former) = work.former.clone() {
+        done.extend(replace::put_back(host, work, &former)?);
+    }
+    let writes = writes_of(host)?;
+    remove_scratch(writes, &work.scratch)?;
+    remove_all_configurations(writes, &work.directory)?;
+    for file in &work.files {
+        for file in [format!("{file}.partial"), file.clone()] {
+            writes.remove_file(&file).map_err(on_target(&file))?;
+        }
+    }
+    // Folders that the host made in the VM's own.
+    for folder in ["Virtual Machines", "Snapshots", "Planned Virtual Machines"] {
+        let folder = join(&work.directory, folder);
+        writes.remove_empty_folder(&folder).map_err(on_target(&folder))?;
+    }
+    for folder in work.folders.iter().rev() {
+        // One in which others have put something stays.
+        writes.remove_empty_folder(folder).map_err(on_target(folder))?;
+    }
+    done.push(format!("removed what a restore of {} had written before it was cut off", journal.vm_name));
+    state.remove_restore(&journal.restore_id)?;
+    Ok(done)
+}
+
+/// A host may leave the configuration of a VM that was taken off it. Everything in the restore's folder is the restore's.
+fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result<(), BackupError> {
+    let folder = join(directory, "Virtual Machines");
+    let local = writes.local_path(&folder).map_err(on_target(&folder))?;
+    let entries = match std::fs::read_dir(local) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(on_target(&folder)(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(on_target(&folder))?.file_name();
+        let name = name.to_string_lossy();
+        if CONFIGURATION.iter().any(|extension| has_extension(&name, extension)) {
+            let file = join(&folder, &name);
+            writes.remove_file(&file).map_err(on_target(&file))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the VM that the restore was making: a planned one that appeared and has a name of ours, and a VM in the
+/// restore's own folder.
+fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>, BackupError> {
+    let mut done = Vec::new();
+    let failed = || BackupError::host("look for the VM of a restore that was cut off");
+    let appeared = |id: &VmId| work.known.iter().all(|known| !known.eq_ignore_ascii_case(id.as_str()));
+    for planned in host.list_planned_vms().map_err(failed())? {
+        // Until it gets its name, an imported checkpoint has the one that the backup run or the host gave it, and the
+        // host's begins with the VM's.
+        let is_ours = work.names.iter().any(|name| planned.name.starts_with(name.as_str()))
+            || planned.name.starts_with("e3:")
+            || planned.id.as_str().eq_ignore_ascii_case(vm_id);
+        if appeared(&planned.id) && is_ours {
+            host.remove_vm(&planned.path)
+                .map_err(BackupError::host(format!("remove planned VM {:?}", planned.name)))?;
+            done.push(format!("removed the unfinished VM {}", planned.name));
+        }
+    }
+    for vm in host.list_vms().map_err(failed())? {
+        if !appeared(&vm.id) {
+            continue;
+        }
+        let definition = host.capture_definition(&vm).map_err(failed())?;
+        let root = definition.system.to_instance().map(|system| system.get("ConfigurationDataRoot").clone());
+        let root = root.as_ref().and_then(|root| root.as_str()).unwrap_or_default();
+        if !root.trim_end_matches('\\').eq_ignore_ascii_case(&work.directory) {
+            continue;
+        }
+        let failed = || BackupError::host(format!("remove the unfinished VM {:?}", vm.name));
+        if !matches!(vm.state, VmState::Off | VmState::Saved) {
+            host.turn_off_vm(&vm).map_err(failed())?;
+        }
+        host.remove_vm(&vm.path).map_err(failed())?;
+        done.push(format!("removed the unfinished VM {}", vm.name));
+    }
+    Ok(done)
+}
