@@ -18,7 +18,7 @@ pub fn confirm(context: &Context, what: &str, on: &str, names: &[&str], given: &
         let given: BTreeSet<&str> = given.iter().map(String::as_str).collect();
         return if given == wanted { Ok(()) } else { Err(refused("--confirm names something else".into())) };
     }
-    if context.global.json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !can_ask(context) {
         return Err(refused("it cannot be undone, and nobody is there to confirm it".into()));
     }
     let typed_names = names.join(" ");
@@ -29,6 +29,11 @@ pub fn confirm(context: &Context, what: &str, on: &str, names: &[&str], given: &
     let mut typed = String::new();
     io::stdin().read_line(&mut typed).attempt(what, "the terminal")?;
     if typed.trim() == typed_names { Ok(()) } else { Err(refused("something else was typed; nothing was done".into())) }
+}
+
+/// Whether somebody is there who sees a question and can answer it.
+pub fn can_ask(context: &Context) -> bool {
+    !context.global.json && io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// As a shell takes it.
