@@ -171,10 +171,11 @@ fn stock_and_we_keep_the_same() {
     kopia.run(&["policy", "set", &source, "--keep-daily=5", "--keep-latest=inherit", "--keep-weekly=0"]);
     let plan = desk.json(0, ["retention", "plan"]);
     let shown = kopia.json(&["policy", "show", &source, "--json"]);
-    // What the policy leaves open, `show` leaves open too: the global policy says 10.
-    assert!(shown["retention"]["keepLatest"].is_null(), "{shown}");
-    assert_eq!(plan["vms"][0]["policy"]["keep_latest"], 10);
-    assert_eq!(plan["vms"][0]["policy"]["keep_daily"], 5);
+    for (ours, theirs) in LIMITS {
+        assert_eq!(shown["retention"][theirs], plan["vms"][0]["policy"][ours], "{theirs}");
+    }
+    // What the policy leaves open comes from the global one.
+    assert_eq!((&shown["retention"]["keepLatest"], &shown["retention"]["keepDaily"]), (&10.into(), &5.into()));
     let theirs: BTreeMap<String, Vec<String>> =
         kopia.points().into_iter().map(|(id, (reasons, _))| (id, reasons)).collect();
     assert_eq!(planned(&plan), theirs);
