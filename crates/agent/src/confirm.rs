@@ -21,7 +21,7 @@ pub fn confirm(context: &Context, what: &str, on: &str, names: &[&str], given: &
         let given: BTreeSet<&str> = given.iter().map(String::as_str).collect();
         return if given == wanted { Ok(()) } else { Err(refused("--confirm names something else".into())) };
     }
-    if !has_terminal(&context.global) {
+    if !can_ask(&context.global) {
         return Err(refused("it cannot be undone, and nobody is there to confirm it".into()));
     }
     let names = names.join(" ");
@@ -33,7 +33,7 @@ pub fn confirm(context: &Context, what: &str, on: &str, names: &[&str], given: &
 pub fn name_typed(global: &Global, given: Option<&str>, name: &str, loss: &str) -> Result<(), Failure> {
     let typed = match given {
         Some(given) => given.to_owned(),
-        None if has_terminal(global) => ask(&format!("{loss}\nType the name of the VM to go on: "))?,
+        None if can_ask(global) => ask(&format!("{loss}\nType the name of the VM to go on: "))?,
         None => {
             let step = format!("say --confirm {name:?}");
             return Err(Failure::new("ask for confirmation", name, Code::Usage, loss).with_steps(&[&step]));
@@ -51,14 +51,15 @@ pub fn agreed(global: &Global, question: &str) -> Result<bool, Failure> {
     if global.yes {
         return Ok(true);
     }
-    if !has_terminal(global) {
+    if !can_ask(global) {
         return Ok(false);
     }
     let answer = ask(&format!("{question} [y/N] "))?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-fn has_terminal(global: &Global) -> bool {
+/// Whether somebody is there who sees a question and can answer it.
+pub fn can_ask(global: &Global) -> bool {
     !global.json && io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 

@@ -43,6 +43,9 @@ Naming a restore point
 A point is always complete: it holds every disk of the VM as it was at one instant, and restoring it needs no other
 point. Any point can be deleted at any time without harm to the others.
 
+What is held (HELD) stays whatever the retention policy says: `points hold`, `points release`. `retention plan` shows which
+points the policy keeps and which it would let go; nothing goes before `retention apply`.
+
 How a disk was read (READ): `full` with its reason, or `incremental`: what Hyper-V's change tracking says has changed
 since the point before. CHANGED is what differed from that point, STORED what the repository grew by.
 

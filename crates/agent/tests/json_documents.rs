@@ -38,6 +38,14 @@ fn documents_have_the_fields_that_are_documented() {
     check("host check", &desk.json(0, ["host", "check"]));
     check("host clean", &desk.json(0, ["host", "clean", "--yes"]));
     check("points show", &desk.json(0, ["points", "show", "DC01@1"]));
+    check("points hold, release, delete", &desk.json(0, ["points", "hold", "DC01@1", "--reason", "x"]));
+    check("retention plan", &desk.json(0, ["retention", "plan"]));
+    check("retention set", &desk.json(0, ["retention", "set", "DC01", "--keep-latest", "1"]));
+    desk.ok(["backup", "DC01"]);
+    desk.ok(["points", "release", "DC01@2"]);
+    let applied = finish(desk.command(["retention", "apply", "--confirm", "all"]).arg("--json")).json_lines();
+    check("retention apply, each VM", &applied[0]);
+    check("retention apply", &applied[1]);
     check("repo status", &desk.json(0, ["repo", "status"]));
     check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));
     check("restore disk, plan", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "b.vhdx", "--dry-run"]));

@@ -80,8 +80,9 @@ fn check(
         said: Vec::new(),
     };
     let (program, prepare, arguments): (_, Option<&[&str]>, &[&str]) = match file_system {
-        // A disk that was frozen while it was written needs its journal replayed, as a boot would do.
-        FileSystem::Ext => ("e2fsck", Some(&["-y", "-E", "journal_only"]), &["-f", "-n"]),
+        // A disk that was frozen while it was written needs its journal replayed, as a boot would do; no more than that:
+        // with -y the checker would make good what it is to find.
+        FileSystem::Ext => ("e2fsck", Some(&["-p", "-E", "journal_only"]), &["-f", "-n"]),
         FileSystem::Ntfs => ("ntfsfix", None, &["-n"]),
     };
     if !is_installed(program) {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::backup::short;
 use super::holds::{hold_text, holds_json, note_on_space};
 use crate::cli::{LimitArgs, RetentionCommand};
-use crate::confirm::confirm;
+use crate::confirm::{can_ask, confirm};
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::outcome::Outcome;
@@ -233,7 +233,7 @@ fn apply_all(
 ) -> Result<Outcome, Failure> {
     let going: usize = plans.iter().map(|plan| plan.going().count()).sum();
     if going > 0 {
-        if !context.global.json {
+        if confirmed.is_empty() && can_ask(&context.global) {
             show_plan(context, on, plans);
         }
         let names = names_to_confirm(vms, plans);

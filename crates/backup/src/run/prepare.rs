@@ -9,6 +9,7 @@ use super::describe::exclusion_text;
 use super::report::WarningCode;
 use crate::BackupError;
 use crate::commit::timestamp;
+use crate::error::chain_text;
 use crate::point::{Point, PointDescription, list_points};
 use crate::restore_vm::unfinished_in_place;
 use crate::state::Intent;
@@ -110,12 +111,18 @@ impl Run<'_> {
 
     /// The newest point that can be described. One that is damaged, or whose bytes go just now, leaves the run an older
     /// base or none, which costs a full read at most.
-    pub(super) fn base(&self, vm: &Vm) -> Result<Option<Base>, BackupError> {
-        for point in list_points(self.context.repo, Some(vm.id.as_str()))?.into_iter().rev() {
-            match point.describe(self.context.repo) {
+    pub(super) fn base(&mut self, vm: &Vm) -> Result<Option<Base>, BackupError> {
+        let repo = self.context.repo;
+        for point in list_points(repo, Some(vm.id.as_str()))?.into_iter().rev() {
+            match point.describe(repo) {
                 Ok(description) => return Ok(Some(Base { point, description })),
                 Err(error) if error.is_damage() => {
-                    tracing::error!(vm = vm.name, point = point.id, %error, "the point is no base");
+                    // One that was deleted since it was listed is nobody's damage.
+                    repo.refresh()?;
+                    if list_points(repo, Some(vm.id.as_str()))?.iter().any(|one| one.id == point.id) {
+                        let text = format!("point {} is damaged, and no base: {}", point.id, chain_text(&error));
+                        self.warn(&vm.name, WarningCode::PointDamaged, text);
+                    }
                 }
                 Err(error) => return Err(error),
             }

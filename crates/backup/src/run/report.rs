@@ -60,6 +60,8 @@ pub enum WarningCode {
     TrackingLost,
     /// Change tracking was wrong; the disk was read in full.
     TrackingLied,
+    /// An earlier point cannot be read, and is no base.
+    PointDamaged,
     /// Something on the host is not ours and not expected.
     Foreign,
     /// A former run was cut off, and what it left was put in order.
@@ -79,6 +81,7 @@ impl WarningCode {
             Self::ConversionFailed => "CONVERSION_FAILED",
             Self::TrackingLost => "TRACKING_LOST",
             Self::TrackingLied => "TRACKING_LIED",
+            Self::PointDamaged => "POINT_DAMAGED",
             Self::Foreign => "FOREIGN_CHECKPOINT",
             Self::Recovered => "RECOVERED",
             Self::Host => "HOST_REMARK",

@@ -195,6 +195,9 @@ fn the_newest_sound_point_stays_behind_damaged_ones_and_the_next_backup_works() 
     let state = rig.guest_disks("DC01");
     let report = rig.back_up().unwrap();
     assert_eq!(crate::support::full_reasons(&report), [None]);
+    let warnings: Vec<_> =
+        report.warnings.iter().map(|warning| (warning.code, warning.text.contains("bad2"))).collect();
+    assert_eq!(warnings, [(backup::WarningCode::PointDamaged, true)]);
     rig.assert_restores("after damage", &report.point, &state);
 }
 
