@@ -115,8 +115,11 @@ fn of_vm(
         let what = Leftover::UnfinishedRun { run_id: intent.run_id.clone(), started: intent.started };
         add(what, Verdict::Ours);
     }
-    for checkpoint in recovery_checkpoints(context, vm)? {
-        let verdict = verdict_on(&checkpoint, context.state.agent_id(), journal, from);
+    let checkpoints = recovery_checkpoints(context, vm)?;
+    // The unfinished run's checkpoint has its name: then none without one is its.
+    let is_named = journal.intent.as_ref().is_some_and(|intent| checkpoints.iter().any(|one| one.name == intent.tag));
+    for checkpoint in checkpoints {
+        let verdict = verdict_on(&checkpoint, context.state.agent_id(), journal, from, is_named);
         let CheckpointInfo { path, name, created, .. } = checkpoint;
         add(Leftover::Checkpoint { path: path.to_string(), name, created }, verdict);
     }
@@ -159,14 +162,21 @@ fn recovery_checkpoints(context: &BackupContext<'_>, vm: &Vm) -> Result<Vec<Chec
 }
 
 /// `e3:<agent>:<run>:<attempt>` is a name that we give.
-fn verdict_on(checkpoint: &CheckpointInfo, agent: &str, journal: &VmJournal, from: Option<&str>) -> Verdict {
+fn verdict_on(
+    checkpoint: &CheckpointInfo,
+    agent: &str,
+    journal: &VmJournal,
+    from: Option<&str>,
+    is_named: bool,
+) -> Verdict {
     let path = checkpoint.path.to_string();
     let of_run = |tag: &str, known: &[String]| checkpoint.name == tag || !known.contains(&path);
     if let Some(of_agent) = checkpoint.name.strip_prefix("e3:").and_then(|rest| rest.split(':').next()) {
         return if of_agent == agent || from == Some(of_agent) { Verdict::Ours } else { Verdict::OtherAgent };
     }
     let is_late = journal.late.as_ref().is_some_and(|late| of_run(&late.tag, &late.known_checkpoints));
-    let is_of_run = journal.intent.as_ref().is_some_and(|intent| of_run(&intent.tag, &intent.known_checkpoints));
+    let is_of_run =
+        !is_named && journal.intent.as_ref().is_some_and(|intent| of_run(&intent.tag, &intent.known_checkpoints));
     if is_late || is_of_run { Verdict::Ours } else { Verdict::Foreign }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyperv::seam::ObjectPath;
-use hyperv::{CheckpointKind, Vm};
+use hyperv::{CheckpointInfo, CheckpointKind, Vm};
 use jiff::{SignedDuration, Timestamp};
 use kopia_repo::Repository;
 
@@ -176,8 +176,11 @@ fn remove_new_checkpoints(
     let mut done = Vec::new();
     let checkpoints =
         host.list_checkpoints(&vm.id).map_err(BackupError::host(format!("list the checkpoints of {}", vm.name)))?;
+    let appeared = |checkpoint: &CheckpointInfo| !known_checkpoints.contains(&checkpoint.path.to_string());
+    // A request makes one checkpoint: where that has its name, any other is somebody else's.
+    let is_named = checkpoints.iter().any(|one| one.name == tag && appeared(one));
     for checkpoint in checkpoints {
-        let appeared = !known_checkpoints.contains(&checkpoint.path.to_string());
+        let appeared = appeared(&checkpoint) && !is_named;
         // Names are given at once, but not at the same instant: one without our name that was not there before is ours
         // too, unless it carries the name of another product's run.
         let ours = checkpoint.kind == CheckpointKind::Recovery && appeared && !is_of_another(&checkpoint.name, tag);
