@@ -33,7 +33,7 @@ pub(crate) struct RestoreJournal {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Work {
     /// A VM is made.
-    NewVm(NewVmWork),
+    NewVm(Box<NewVmWork>),
     /// Disks of a VM are written where they are.
     InPlace(InPlaceWork),
 }

@@ -43,7 +43,7 @@ pub fn restore_vm(context: &RestoreContext<'_>, plan: &RestorePlan) -> Result<Re
         point_id: plan.point.id.clone(),
         vm_id: plan.definition.summary.vm_id.clone(),
         vm_name: plan.wanted.name.clone(),
-        work: Work::NewVm(NewVmWork {
+        work: Work::NewVm(Box::new(NewVmWork {
             names: [plan.definition.summary.name.clone(), plan.wanted.name.clone()],
             directory: plan.wanted.data_root.clone(),
             folders: Vec::new(),
@@ -53,7 +53,7 @@ pub fn restore_vm(context: &RestoreContext<'_>, plan: &RestorePlan) -> Result<Re
             known: Vec::new(),
             made: None,
             former: None,
-        }),
+        })),
     };
     let mut making = Making { context, plan, journal, writes: writes_of(context.host)? };
     match making.run() {
