@@ -81,6 +81,10 @@ impl World {
             Act::LoseTracking { vm, disk } => {
                 let (number, id, lab) = self.vm_and_lab(*vm);
                 let disk = self.disk_number(number, *disk);
+                if lab.disk_chain(&id, disk)?.len() != 1 || !lab.is_at_rest(&id)? {
+                    // Nobody could tell: the host merges what it no longer knows the changes of.
+                    return Ok(false);
+                }
                 lab.lose_tracking(&id, disk)?;
                 self.break_tracking(number, disk);
                 Ok(true)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use simulation::{Counts, Played, Story, minimums, play, play_aloud, shrink};
+use simulation::{Counts, Played, Story, Violation, minimums, play, play_aloud, shrink};
 
 /// Stories played at most to shorten one that fails.
 const SHRINK_TRIES: usize = 400;
@@ -27,6 +27,9 @@ struct Options {
     /// Print the whole history; for a single seed.
     #[arg(long)]
     aloud: bool,
+    /// Shorten the stories of so many seeds that fail.
+    #[arg(long, default_value_t = 1)]
+    shorten: usize,
     /// End at the first failure, print it in one line, and neither shorten it nor ask for minimum counts.
     #[arg(long)]
     first_failure: bool,
@@ -35,6 +38,12 @@ struct Options {
 struct Failure {
     seed: u64,
     played: Played,
+}
+
+impl Failure {
+    fn violation(&self) -> &Violation {
+        self.played.violation.as_ref().expect("a failure breaks a law")
+    }
 }
 
 fn main() -> ExitCode {
@@ -54,8 +63,7 @@ fn main() -> ExitCode {
             println!("nothing found in {played} seeds");
             return ExitCode::SUCCESS;
         };
-        let violation = failure.played.violation.as_ref().expect("a failure breaks a law");
-        println!("seed {}: {violation}", failure.seed);
+        println!("seed {}: {}", failure.seed, failure.violation());
         return ExitCode::FAILURE;
     }
     for (what, count) in &counts {
@@ -63,12 +71,11 @@ fn main() -> ExitCode {
     }
     let ms = start.elapsed().as_millis() as u64;
     println!("{played} seeds in {:.1} s, {:.1} ms each", ms as f64 / 1000.0, ms as f64 / played.max(1) as f64);
-    for failure in failures.iter().take(3) {
-        tell(failure);
+    for failure in &failures {
+        println!("seed {} breaks {}", failure.seed, failure.violation());
     }
-    if failures.len() > 3 {
-        let seeds: Vec<u64> = failures.iter().map(|failure| failure.seed).collect();
-        println!("{} seeds fail: {seeds:?}", seeds.len());
+    for failure in failures.iter().take(options.shorten) {
+        tell(failure);
     }
     let short: Vec<String> = minimums()
         .iter()
@@ -114,10 +121,8 @@ fn play_all(options: &Options) -> (Counts, Vec<Failure>, u64) {
 }
 
 fn tell(failure: &Failure) {
-    let violation = failure.played.violation.as_ref().expect("a failure breaks a law");
-    println!("\nseed {} breaks {violation}", failure.seed);
-    let (story, violation) = shrink(&Story::of_seed(failure.seed), violation, SHRINK_TRIES);
-    println!("the shortest story found breaks {violation}");
+    let (story, violation) = shrink(&Story::of_seed(failure.seed), failure.violation(), SHRINK_TRIES);
+    println!("\nseed {}: the shortest story found breaks {violation}", failure.seed);
     println!("  {:?}", story.setup);
     for act in &story.acts {
         println!("  {act:?}");

@@ -81,8 +81,8 @@ pub(crate) struct RunInProgress {
     pub(crate) known: Vec<String>,
     /// Those that appeared, with what they froze.
     pub(crate) frozen: Vec<(String, Frozen)>,
-    /// Points of the VM when it began, newest last.
-    pub(crate) points_before: Vec<String>,
+    /// Files in the chain of each disk when it began.
+    pub(crate) chain_depths: BTreeMap<String, usize>,
     /// Somebody else did something to the VM meanwhile.
     pub(crate) disturbed: bool,
 }

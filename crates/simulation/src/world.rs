@@ -398,15 +398,15 @@ impl World {
         let lab = self.lab(vm);
         let id = self.model().vms[vm].id.clone();
         let known = lab.checkpoints(&id).map(|(_, recovery)| recovery).unwrap_or_default();
+        let chain_depths = laws::chain_depths(&lab, &id);
         let mut model = self.model();
         model.runs += 1;
         let run_id = format!("{:08x}", model.runs);
-        let points_before = model.live_points(vm).map(|point| point.id.clone()).collect();
         model.vms[vm].run = Some(RunInProgress {
             id: run_id,
             known,
             frozen: Vec::new(),
-            points_before,
+            chain_depths,
             disturbed: false,
         });
     }
@@ -576,7 +576,10 @@ pub(crate) fn text_of(payload: &(dyn std::any::Any + Send)) -> String {
 
 /// Name of the first file of a disk's chain.
 pub(crate) fn key_of(lab: &LabHost, vm: &str, disk: usize) -> String {
-    let chain = lab.disk_chain(vm, disk).expect("the VM has the disk");
+    key_of_chain(&lab.disk_chain(vm, disk).expect("the VM has the disk"))
+}
+
+pub(crate) fn key_of_chain(chain: &[String]) -> String {
     let base = chain.last().expect("a chain has a file");
     base.rsplit('\\').next().expect("a path has a name").to_lowercase()
 }
