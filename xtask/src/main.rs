@@ -1,4 +1,5 @@
-//! The project's own tasks: `cargo xtask test`, `cargo xtask windows`, `cargo xtask demo`, `cargo xtask bench`.
+//! The project's own tasks: `cargo xtask test`, `cargo xtask windows`, `cargo xtask demo`, `cargo xtask bench`,
+//! `cargo xtask simulate`.
 //!
 //! Each task drives the same programs that a person would type, and shows what they print. Read `test.rs` for
 //! what the test command runs, `peers.rs` for the foreign programs it tests against, `windows.rs` for the same tests
@@ -10,6 +11,7 @@ mod options;
 mod peers;
 mod process;
 mod report;
+mod simulate;
 mod stamp;
 mod test;
 mod windows;
@@ -65,6 +67,8 @@ enum Task {
     Demo(DemoOptions),
     /// Measure the same work done by us and by other programs.
     Bench(BenchOptions),
+    /// Play many stories of a simulated world, and judge them by the laws of the design.
+    Simulate(simulate::Options),
     /// Install the peers only, and say where they are.
     Peers,
 }
@@ -83,6 +87,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Test(options) => test::run(&options),
         Task::Windows(options) => windows::run(&options),
+        Task::Simulate(options) => simulate::run(&options),
         #[cfg(feature = "play")]
         Task::Demo(options) => demo::run(&options),
         #[cfg(feature = "play")]

@@ -239,6 +239,10 @@ impl Pipeline<'_> {
         let inside = (size.saturating_sub(offset)).min(len as u64) as usize;
         buffer.resize(len, 0);
         buffer[inside..].fill(0);
+        if inside == 0 {
+            // Even an empty read behind the end of a disk is an error.
+            return Ok(());
+        }
         let mut waits = RETRY_WAITS.iter();
         loop {
             let read = || self.disk.read_exact_at(&mut buffer[..inside], offset);

@@ -45,7 +45,11 @@ impl Repository {
             // A compaction replaced contents, and with them tombstones that may never have been seen here.
             *cache = ManifestCache::default();
         }
-        for id in live.difference(&cache.contents).copied().collect::<Vec<_>>() {
+        // In the order of the index: a set has another one each time, and with it the storage other requests.
+        for id in entries.iter().map(|entry| entry.id) {
+            if cache.contents.contains(&id) {
+                continue;
+            }
             let payload = self.read_content(&id)?;
             let parsed =
                 parse_entries(&payload).map_err(|error| ReadError::damaged(format!("manifest content {id}"), error))?;

@@ -1,5 +1,5 @@
 //! The scenarios of spec hyperv 13.5 that a backup must survive, each by its number. The first is in `vm.rs`, the third
-//! (killed at every call) in the agent's `kill.rs`; 4, 7 and 10 are the engine's.
+//! (killed at every call) in the agent's `kill.rs`; 10 belongs to the restore of whole VMs.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -8,7 +8,10 @@ mod changes;
 mod consistency;
 mod faults;
 mod foreign;
+mod found;
 mod kinds;
+mod lies;
+mod merging;
 mod names;
 mod restarts;
 mod stops;
