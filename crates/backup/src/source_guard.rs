@@ -166,7 +166,11 @@ mod tests {
         let guard = SourceGuard::new(&clock, &cancel, &limits);
         for (ms, rests_ms) in [(10, 0), (50, 0), (80, 30), (400, 350), (9000, 1000)] {
             let before = clock.monotonic();
-            guard.request(1 << 20, || Ok::<_, ()>(clock.sleep(Duration::from_millis(ms)))).unwrap();
+            let read = || {
+                clock.sleep(Duration::from_millis(ms));
+                Ok::<_, ()>(())
+            };
+            guard.request(1 << 20, read).unwrap();
             assert_eq!((clock.monotonic() - before).as_millis(), u128::from(ms + rests_ms), "{ms} ms");
         }
         let times = guard.times();
