@@ -642,7 +642,7 @@ pub struct LimitArgs {
     /// The newest N points
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..=999_999))]
     pub keep_latest: Option<i64>,
-    /// The newest point of each of the last N hours that have one
+    /// The newest point of each hour, N hours back from the newest
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..=999_999))]
     pub keep_hourly: Option<i64>,
     /// The same of days

@@ -65,6 +65,11 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.digits$} TiB")
 }
 
+/// `1 point`, `3 points`.
+pub fn points(count: usize) -> String {
+    if count == 1 { "1 point".to_owned() } else { format!("{count} points") }
+}
+
 /// `388 MiB/s`; a dash when nothing can be said.
 pub fn rate(bytes: u64, time: Duration) -> String {
     match time.as_secs_f64() {

@@ -32,7 +32,7 @@ fn what_does_not_exist_is_said_so() {
     assert!(run.stderr.contains("DC02"), "{run:?}");
     desk.fails(6, "NOT_FOUND", ["restore", "disk", "DC02@latest", "--to", "x"]);
     desk.fails(6, "NOT_FOUND", ["restore", "disk", "DC01@9", "--to", "x"]);
-    desk.fails(6, "NOT_FOUND", ["restore", "disk", "DC01@latest", "--disk", "3", "--to", "x"]);
+    desk.fails(6, "NOT_FOUND", ["restore", "disk", "DC01@latest", "--disk", "33333333", "--to", "x"]);
     desk.fails(6, "NOT_FOUND", ["points", "show", "ffffffff"]);
     desk.fails(6, "NOT_FOUND", ["points", "list", "--vm", "DC02"]);
     desk.fails(6, "NOT_FOUND", ["vm", "list", "--host", "lab:elsewhere"]);

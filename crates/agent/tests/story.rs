@@ -74,11 +74,11 @@ fn check_listings(desk: &Desk) {
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(
         lines[0].split_whitespace().collect::<Vec<_>>(),
-        ["POINT", "VM", "WHEN", "READ", "CHANGED", "STORED", "CONSISTENCY", "VERIFIED", "RESTORABLE"]
+        ["POINT", "VM", "WHEN", "READ", "CHANGED", "STORED", "CONSISTENCY", "VERIFIED", "RESTORABLE", "HELD"]
     );
     assert_eq!(lines.len(), 3, "{table}");
     assert!(lines[1].contains("incremental") && lines[2].contains("full"), "newest first: {table}");
-    assert!(lines[1].ends_with("yes") && lines[1].contains("application"), "{table}");
+    assert!(lines[1].ends_with("yes         –") && lines[1].contains("application"), "{table}");
 
     let points = desk.json(0, ["points", "list", "--vm", "DC01"]);
     let points = points["points"].as_array().unwrap();

@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::outcome::Outcome;
 use crate::output::{json_document, line, note};
-use crate::units::visible;
+use crate::units::{self, visible};
 
 /// `points hold`
 pub fn hold(
@@ -86,7 +86,7 @@ pub fn delete(
     names.dedup();
     let deed = match points.len() {
         1 => format!("delete point {} of {}", short(&points[0].id), names.join(", ")),
-        count => format!("delete {count} points of {}", names.join(", ")),
+        count => format!("delete {} of {}", units::points(count), names.join(", ")),
     };
     confirm(context, &deed, &on, &names, confirmed)?;
     let deleted = delete_points(repo, &ids, now).attempt(deed, &*on)?;
@@ -209,7 +209,9 @@ pub fn parse_until(text: &str) -> Result<Timestamp, String> {
     };
     let hours = number.parse::<i64>().ok().and_then(|number| number.checked_mul(hours)).ok_or_else(wrong)?;
     let seconds = hours.checked_mul(3600).ok_or_else(wrong)?;
-    Timestamp::now().checked_add(jiff::SignedDuration::from_secs(seconds)).map_err(|_| wrong())
+    // To the second, since it is read by people.
+    let at = Timestamp::now().as_second().checked_add(seconds).ok_or_else(wrong)?;
+    Timestamp::from_second(at).map_err(|_| wrong())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::outcome::Outcome;
 use crate::output::{Align, Table, json_document, json_line, line, note};
-use crate::units::visible;
+use crate::units::{points, visible};
 
 /// What is confirmed when no VM is named.
 const ALL: &str = "all";
@@ -83,8 +83,8 @@ fn plan(
         return Err(Failure::new(what, on, Code::Usage, why)
             .with_steps(&["give one limit that is not 0", "store `retention set --keep-all`"]));
     }
-    let points = list_points(repo, None).attempt(what, on)?;
-    let wanted = wanted_ids(&points, vms).attempt(what, on)?;
+    let all = list_points(repo, None).attempt(what, on)?;
+    let wanted = wanted_ids(&all, vms).attempt(what, on)?;
     let is_wanted = |point: &Point| wanted.as_ref().is_none_or(|ids| ids.contains(&point.vm_id));
     plan_sources(repo, is_wanted, policy, Timestamp::now(), &TimeZone::system()).attempt(what, on)
 }
@@ -237,7 +237,7 @@ fn apply_all(
             show_plan(context, on, plans);
         }
         let names = names_to_confirm(vms, plans);
-        confirm(context, &format!("let {going} points of {} go", names.join(", ")), on, &names, confirmed)?;
+        confirm(context, &format!("let {} of {} go", points(going), names.join(", ")), on, &names, confirmed)?;
     }
     let (now, zone) = (Timestamp::now(), TimeZone::system());
     let mut results = Vec::with_capacity(plans.len());
@@ -357,7 +357,7 @@ fn set(
         if !doomed.is_empty() {
             let names = names_to_confirm(vms, &after);
             let deed =
-                format!("shorten the retention of {}, by which {} points will go", names.join(", "), doomed.len());
+                format!("shorten the retention of {}, by which {} will go", names.join(", "), points(doomed.len()));
             confirm(context, &deed, on, &names, confirmed)?;
         }
         let sources: Vec<SourceInfo> = before.iter().map(|plan| plan.source.clone()).collect();
@@ -386,7 +386,7 @@ fn set(
     if before.is_empty() {
         note(&format!("{on} holds no points yet: a policy belongs to a VM that has some"));
     } else if !doomed.is_empty() && !context.global.quiet {
-        note(&format!("{} points go with the next `retention apply`: see `retention plan`", doomed.len()));
+        note(&format!("the next `retention apply` lets {} go: see `retention plan`", points(doomed.len())));
     }
     Ok(Outcome::DONE)
 }
