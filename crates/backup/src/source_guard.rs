@@ -73,10 +73,8 @@ impl<'a> SourceGuard<'a> {
 
     /// Makes one request of `bytes`, when it may be made.
     pub(crate) fn request<T, E>(&self, bytes: u64, read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        for limiter in &self.limits.rate {
-            let (_, waited) = limiter.take(bytes, &|| self.cancel.is_cancelled());
-            self.held_back_us.fetch_add(micros(waited), Ordering::Relaxed);
-        }
+        let (_, waited) = RateLimiter::take_of_all(&self.limits.rate, bytes, &|| self.cancel.is_cancelled());
+        self.held_back_us.fetch_add(micros(waited), Ordering::Relaxed);
         let begun = self.clock.monotonic();
         let result = read();
         let took = self.clock.monotonic().saturating_sub(begun);

@@ -60,12 +60,30 @@ impl RateLimiter {
     /// Waits for `bytes`, unless `give_up` says that they are no longer wanted; says whether they may be moved, and how
     /// long that took.
     pub fn take(&self, bytes: u64, give_up: &dyn Fn() -> bool) -> (bool, Duration) {
+        let mine = self.ask(bytes);
+        self.wait(mine, bytes, give_up)
+    }
+
+    /// Waits for `bytes` of all limiters, which wait side by side: together they are as slow as the slowest.
+    pub fn take_of_all(limiters: &[Arc<Self>], bytes: u64, give_up: &dyn Fn() -> bool) -> (bool, Duration) {
+        let asked: Vec<f64> = limiters.iter().map(|limiter| limiter.ask(bytes)).collect();
+        let mut all = (true, Duration::ZERO);
+        for (limiter, mine) in limiters.iter().zip(asked) {
+            let (moved, waited) = limiter.wait(mine, bytes, give_up);
+            all = (all.0 && moved, all.1 + waited);
+        }
+        all
+    }
+
+    /// Up to where bytes must have become due.
+    fn ask(&self, bytes: u64) -> f64 {
+        let mut account = self.settle();
+        account.taken += bytes as f64;
+        account.taken
+    }
+
+    fn wait(&self, mine: f64, bytes: u64, give_up: &dyn Fn() -> bool) -> (bool, Duration) {
         let begun = self.clock.now();
-        let mine = {
-            let mut account = self.settle();
-            account.taken += bytes as f64;
-            account.taken
-        };
         loop {
             let rate = self.rate();
             let missing = mine - self.settle().due;
@@ -126,9 +144,7 @@ impl<B: Bucket> Throttled<B> {
     }
 
     fn wait(limiters: &Limiters, bytes: u64) {
-        for limiter in limiters {
-            limiter.take(bytes, &|| false);
-        }
+        RateLimiter::take_of_all(limiters, bytes, &|| false);
     }
 }
 

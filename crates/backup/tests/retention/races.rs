@@ -107,9 +107,16 @@ fn race(deed: Deed, nth: usize) -> (usize, usize) {
 }
 
 /// Files are slow where CI runs the Windows build, and the crates' tests run side by side.
-const NTH: usize = if cfg!(windows) { 13 } else { 3 };
+const NTH: usize = if cfg!(windows) { 41 } else { 5 };
 
 #[test]
+fn a_retention_run_at_a_sample_of_calls_of_an_incremental_never_breaks_it() {
+    let (incremental, full) = race(Deed::Retention, NTH);
+    assert!(incremental > 2 && full == 0, "{incremental} incremental, {full} full");
+}
+
+#[test]
+#[ignore = "long: every call"]
 fn a_retention_run_at_every_call_of_an_incremental_never_breaks_it() {
     let (incremental, full) = race(Deed::Retention, 1);
     assert!(incremental > 20 && full == 0, "{incremental} incremental, {full} full");
@@ -118,13 +125,13 @@ fn a_retention_run_at_every_call_of_an_incremental_never_breaks_it() {
 #[test]
 fn the_base_may_go_at_any_call_of_an_incremental() {
     let (incremental, full) = race(Deed::AllPointsGo, NTH);
-    assert!(incremental > 10 && (full > 0 || NTH > 3), "{incremental} incremental, {full} full");
+    assert!(incremental > 2 && (full > 0 || NTH > 5), "{incremental} incremental, {full} full");
 }
 
 #[test]
 fn the_base_and_its_contents_may_go_at_any_call_of_an_incremental() {
     let (incremental, full) = race(Deed::AllPointsAndContentsGo, NTH);
-    assert!(incremental > 10 && (full > 0 || NTH > 3), "{incremental} incremental, {full} full");
+    assert!(incremental > 2 && (full > 0 || NTH > 5), "{incremental} incremental, {full} full");
 }
 
 /// Contents that were marked before the last look at the index are written again: the point does not hang on them.
