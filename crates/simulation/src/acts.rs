@@ -153,7 +153,11 @@ impl World {
 
     fn power(&self, vm: u8, on: bool) -> Result<bool, LabError> {
         let (number, id, lab) = self.vm_and_lab(vm);
-        if on { lab.start_vm(&id)? } else { lab.stop_vm(&id)? }
+        if on {
+            lab.start_vm(&id)?
+        } else {
+            lab.stop_vm(&id)?
+        }
         self.model().vms[number].running = on;
         Ok(true)
     }
@@ -215,8 +219,7 @@ impl World {
         let name = self.model().vms[number].name.clone();
         let running = self.model().vms[number].running;
         let folder = format!(r"C:\VMs\of {} {}", id, self.model().event);
-        let options =
-            VmOptions { id: Some(id.clone()), running, folder: Some(folder), ..VmOptions::default() };
+        let options = VmOptions { id: Some(id.clone()), running, folder: Some(folder), ..VmOptions::default() };
         self.hosts[to].lab.add_vm(&name, &sources, options)?;
         as_another_program(|| {
             let host = Host::new(from.plain_seam());
@@ -510,8 +513,7 @@ impl World {
 
     fn break_host(&self, vm: u8, fault: HostFault) -> Result<bool, LabError> {
         let (number, id, lab) = self.vm_and_lab(vm);
-        let sizes: Vec<u64> =
-            self.model().vms[number].disks.iter().map(|disk| disk.content.len() as u64).collect();
+        let sizes: Vec<u64> = self.model().vms[number].disks.iter().map(|disk| disk.content.len() as u64).collect();
         let injected = lab_fault(&id, fault, &sizes);
         lab.inject(injected)?;
         self.count(format!("fault {}", format!("{fault:?}").split([' ', '{']).next().unwrap_or_default()));
@@ -573,9 +575,7 @@ fn lab_fault(vm: &str, fault: HostFault, sizes: &[u64]) -> Fault {
         HostFault::DeviceLost { disk, after_reads } => {
             Fault::DeviceLost { vm, disk: disk_of(disk), after_reads: after_reads.into(), code: 1167 }
         }
-        HostFault::CheckpointRefused => {
-            Fault::MethodReturns { method: "CreateSnapshot".into(), return_value: 32775 }
-        }
+        HostFault::CheckpointRefused => Fault::MethodReturns { method: "CreateSnapshot".into(), return_value: 32775 },
         HostFault::CheckpointFails => fails("CreateSnapshot", None, "There is not enough space. (0x80070070)"),
         HostFault::GuestRefuses => fails("CreateSnapshot", Some(1), "The writer failed. (0x800423F4)"),
         HostFault::ConvertFails => fails("ConvertToReferencePoint", None, "The conversion failed. (0x80070020)"),

@@ -5,9 +5,7 @@
 
 use random::SplitMix;
 
-use crate::story::{
-    Act, AfterMove, Crash, HostFault, Revert, Run, Setup, Story, StoreFault, TrackingMode,
-};
+use crate::story::{Act, AfterMove, Crash, HostFault, Revert, Run, Setup, StoreFault, Story, TrackingMode};
 
 /// Calls to host and store that a run makes, more or less: crashes and acts of others are put among so many.
 const CALLS_OF_A_RUN: u64 = 420;
@@ -96,13 +94,7 @@ impl Dice {
             keeps_markers: self.once_in(3),
         };
         let synchronous = self.once_in(6);
-        Setup {
-            vms,
-            tracking,
-            synchronous,
-            null_references: self.once_in(4),
-            long_segments: self.once_in(8),
-        }
+        Setup { vms, tracking, synchronous, null_references: self.once_in(4), long_segments: self.once_in(8) }
     }
 
     fn acts(&mut self, theme: Theme, setup: &Setup) -> Vec<Act> {

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use backup::{
-    BackupError, HostState, Point, PointDescription, PointDisk, ReadMode, VerifyLevel, VmReport, WarningCode, list_points,
-    restore_disk, verify_point,
+    BackupError, HostState, Point, PointDescription, PointDisk, ReadMode, VerifyLevel, VmReport, WarningCode,
+    list_points, restore_disk, verify_point,
 };
 use backup::{Cancel, Silent, TargetFormat};
 use hyperv_sim::LabHost;
@@ -180,7 +180,8 @@ fn check_tracking(world: &World, vm: usize, progress: &RunInProgress, frozen: &F
             let model = world.model();
             let base = model.live_points(vm).last();
             let doubtful = base.is_some_and(|base| base.doubtful.contains(&key));
-            doubtful || model.faults.iter().any(|(of, fault)| *of == vm && matches!(fault, HostFault::ChangesOmit { .. }))
+            doubtful
+                || model.faults.iter().any(|(of, fault)| *of == vm && matches!(fault, HostFault::ChangesOmit { .. }))
         };
         match &disk.read {
             ReadMode::Full { reason } => {
@@ -259,9 +260,9 @@ fn check_green(world: &World, vm: usize, progress: &RunInProgress, report: &VmRe
     let disturbed = progress.disturbed;
     if !disturbed && !lab.is_at_rest(&id).unwrap_or(false) {
         // What still waits may be the merge of an earlier run, which somebody's checkpoint holds up.
-        let longer = chain_depths(&lab, &id).into_iter().any(|(key, depth)| {
-            progress.chain_depths.get(&key).is_some_and(|before| depth > *before)
-        });
+        let longer = chain_depths(&lab, &id)
+            .into_iter()
+            .any(|(key, depth)| progress.chain_depths.get(&key).is_some_and(|before| depth > *before));
         if longer {
             world.find(Law::Green, format!("the run of VM {vm} is green, and the host still merges"));
         }
@@ -316,14 +317,7 @@ fn check_leftovers_as(world: &World, vm: usize, law: Law, after_success: bool) {
     }
 }
 
-fn check_cost(
-    world: &World,
-    vm: usize,
-    frozen: &Frozen,
-    report: &VmReport,
-    cost: Option<Cost>,
-    excused: bool,
-) {
+fn check_cost(world: &World, vm: usize, frozen: &Frozen, report: &VmReport, cost: Option<Cost>, excused: bool) {
     let segment = if world.setup.long_segments { 512 << 10 } else { 256 << 10 };
     let granularity = 1_u64 << world.setup.tracking.granularity;
     let (mut touched, mut audited, mut all_incremental) = (0, 0, true);
@@ -486,7 +480,9 @@ pub(crate) fn check_bytes(world: &World, id: &str, as_the_engine: bool) {
         };
         let problem = match restored {
             Err(problem) => problem,
-            Ok(bytes) if bytes.len() != expected.len() => format!("{} bytes instead of {}", bytes.len(), expected.len()),
+            Ok(bytes) if bytes.len() != expected.len() => {
+                format!("{} bytes instead of {}", bytes.len(), expected.len())
+            }
             Ok(bytes) if bytes == **expected => continue,
             Ok(bytes) => match bytes.iter().zip(expected.iter()).position(|(a, b)| a != b) {
                 Some(at) => format!("differs from what was frozen at {at:#x}"),

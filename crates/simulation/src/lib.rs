@@ -28,7 +28,7 @@ mod world;
 pub use laws::{Law, Violation};
 pub use minimums::{Minimum, minimums};
 pub use shrink::shrink;
-pub use story::{Act, AfterMove, Crash, HostFault, Revert, Run, Setup, Story, StoreFault, TrackingMode};
+pub use story::{Act, AfterMove, Crash, HostFault, Revert, Run, Setup, StoreFault, Story, TrackingMode};
 pub use world::Counts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

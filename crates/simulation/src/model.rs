@@ -124,12 +124,7 @@ impl Model {
 
 impl Vm {
     pub(crate) fn freeze(&self, event: u64) -> Frozen {
-        Frozen {
-            event,
-            disks: self.disks.clone(),
-            user_checkpoints: self.checkpoint_ids(),
-            host: self.host,
-        }
+        Frozen { event, disks: self.disks.clone(), user_checkpoints: self.checkpoint_ids(), host: self.host }
     }
 
     pub(crate) fn checkpoint_ids(&self) -> Vec<String> {
@@ -170,12 +165,7 @@ impl HostFault {
         use HostFault::*;
         matches!(
             self,
-            Unreadable { .. }
-                | DeviceLost { .. }
-                | MergeBlocked
-                | ChangesFail { .. }
-                | ChangesOmit { .. }
-                | LeavesFile
+            Unreadable { .. } | DeviceLost { .. } | MergeBlocked | ChangesFail { .. } | ChangesOmit { .. } | LeavesFile
         )
     }
 }

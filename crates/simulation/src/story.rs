@@ -64,51 +64,128 @@ pub enum AfterMove {
 #[allow(missing_docs)] // fields are named for what they are
 pub enum Act {
     /// The agent backs a VM up.
-    BackUp { vm: u8, run: Run },
+    BackUp {
+        vm: u8,
+        run: Run,
+    },
     /// The agent puts in order what a run left.
-    Settle { vm: u8 },
+    Settle {
+        vm: u8,
+    },
     /// The agent is started anew.
     RestartAgent,
     /// The guest writes `units` of 4 KiB at a unit, ending `odd` bytes earlier.
-    Write { vm: u8, disk: u8, at: u16, units: u16, odd: u16, data: u32 },
+    Write {
+        vm: u8,
+        disk: u8,
+        at: u16,
+        units: u16,
+        odd: u16,
+        data: u32,
+    },
     /// The guest zeroes `units` of 4 KiB.
-    Zero { vm: u8, disk: u8, at: u16, units: u16 },
-    StartVm { vm: u8 },
-    StopVm { vm: u8 },
+    Zero {
+        vm: u8,
+        disk: u8,
+        at: u16,
+        units: u16,
+    },
+    StartVm {
+        vm: u8,
+    },
+    StopVm {
+        vm: u8,
+    },
     /// The power fails; the VM starts again.
-    PowerCut { vm: u8 },
+    PowerCut {
+        vm: u8,
+    },
     /// The VM goes to the other host.
-    MoveVm { vm: u8 },
-    MakeCheckpoint { vm: u8 },
-    DeleteCheckpoint { vm: u8, which: u8 },
-    ApplyCheckpoint { vm: u8, which: u8 },
+    MoveVm {
+        vm: u8,
+    },
+    MakeCheckpoint {
+        vm: u8,
+    },
+    DeleteCheckpoint {
+        vm: u8,
+        which: u8,
+    },
+    ApplyCheckpoint {
+        vm: u8,
+        which: u8,
+    },
     /// The storage remembers a disk.
-    CopyDisk { vm: u8, disk: u8 },
+    CopyDisk {
+        vm: u8,
+        disk: u8,
+    },
     /// A disk goes back to what the storage remembers.
-    RevertDisk { which: u8, how: Revert },
-    LoseTracking { vm: u8, disk: u8 },
-    MoveDiskFiles { vm: u8, disk: u8 },
+    RevertDisk {
+        which: u8,
+        how: Revert,
+    },
+    LoseTracking {
+        vm: u8,
+        disk: u8,
+    },
+    MoveDiskFiles {
+        vm: u8,
+        disk: u8,
+    },
     /// Units of 512 KiB.
-    ResizeDisk { vm: u8, disk: u8, units: u8 },
-    AddDisk { vm: u8, units: u8 },
-    RemoveDisk { vm: u8, disk: u8 },
-    AttachDisk { vm: u8, which: u8 },
-    RenameVm { vm: u8 },
+    ResizeDisk {
+        vm: u8,
+        disk: u8,
+        units: u8,
+    },
+    AddDisk {
+        vm: u8,
+        units: u8,
+    },
+    RemoveDisk {
+        vm: u8,
+        disk: u8,
+    },
+    AttachDisk {
+        vm: u8,
+        which: u8,
+    },
+    RenameVm {
+        vm: u8,
+    },
     /// Another product's checkpoint appears, and stays.
-    ForeignCheckpoint { vm: u8 },
+    ForeignCheckpoint {
+        vm: u8,
+    },
     /// Another product's checkpoint becomes its reference point.
-    ForeignReferencePoint { vm: u8 },
-    DeleteForeignCheckpoint { vm: u8 },
-    RestartHostService { down_ms: u16 },
+    ForeignReferencePoint {
+        vm: u8,
+    },
+    DeleteForeignCheckpoint {
+        vm: u8,
+    },
+    RestartHostService {
+        down_ms: u16,
+    },
     /// Something goes wrong on the host until it is mended.
-    Break { vm: u8, fault: HostFault },
+    Break {
+        vm: u8,
+        fault: HostFault,
+    },
     /// Everything that is broken is mended.
     Mend,
-    Wait { seconds: u32 },
+    Wait {
+        seconds: u32,
+    },
     /// The host's clock is set: so far from the true time.
-    SetClock { seconds: i16 },
+    SetClock {
+        seconds: i16,
+    },
     /// Somebody's retention deletes a point.
-    DeletePoint { which: u8 },
+    DeletePoint {
+        which: u8,
+    },
     /// Somebody's maintenance collects what no snapshot names.
     Maintain,
 }
@@ -165,21 +242,42 @@ pub enum StoreFault {
 #[allow(missing_docs)] // the words of hyperv_sim::Fault
 pub enum HostFault {
     /// Reads of `units` of 4 KiB fail; `times` of 0 is for ever.
-    Unreadable { disk: u8, at: u16, units: u16, times: u8 },
-    DeviceLost { disk: u8, after_reads: u8 },
+    Unreadable {
+        disk: u8,
+        at: u16,
+        units: u16,
+        times: u8,
+    },
+    DeviceLost {
+        disk: u8,
+        after_reads: u8,
+    },
     CheckpointRefused,
     CheckpointFails,
     GuestRefuses,
     ConvertFails,
     ConvertUnreachable,
-    ConvertFailsAfterPoint { checkpoint_stays: bool },
-    ReferencePointIds { missing: u8 },
+    ConvertFailsAfterPoint {
+        checkpoint_stays: bool,
+    },
+    ReferencePointIds {
+        missing: u8,
+    },
     NoLogonRight,
     NoRights,
     MergeBlocked,
-    ChangesFail { disk: u8, which: u8 },
-    ChangesOmit { disk: u8, unit: u8 },
-    ServiceRestarts { after_calls: u8, phase: u8 },
+    ChangesFail {
+        disk: u8,
+        which: u8,
+    },
+    ChangesOmit {
+        disk: u8,
+        unit: u8,
+    },
+    ServiceRestarts {
+        after_calls: u8,
+        phase: u8,
+    },
     LeavesFile,
     DestroyUnreachable,
 }

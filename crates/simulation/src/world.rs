@@ -25,7 +25,7 @@ use crate::host::{BytesRead, seam, shifted};
 use crate::laws::{self, Law, Violation};
 use crate::model::{Disk, Frozen, Model, Pending, RunInProgress, Vm};
 use crate::store::{Reached, Stamped};
-use crate::story::{self, Act, Run, Setup, Story, StoreFault};
+use crate::story::{self, Act, Run, Setup, StoreFault, Story};
 
 pub(crate) const HALF_MIB: u64 = 512 << 10;
 const PASSWORD: &str = "of a simulation";
@@ -110,7 +110,8 @@ impl World {
         };
         let store = Arc::new(Faulty::new(Stamped::copy_of(&template.store, Arc::new(now.clone()))));
         let storage = Storage { bucket: store.clone() as Arc<dyn Bucket>, kind: StorageKind::ObjectStore };
-        let client = ClientOptions { clock: Arc::new(now), inline: true, ..ClientOptions::new("observer", "elsewhere") };
+        let client =
+            ClientOptions { clock: Arc::new(now), inline: true, ..ClientOptions::new("observer", "elsewhere") };
         let observer = template.repo.open_beside(&storage, client).expect("a new repository opens");
         let world = Arc::new(Self {
             setup: story.setup.clone(),
@@ -402,13 +403,8 @@ impl World {
         let mut model = self.model();
         model.runs += 1;
         let run_id = format!("{:08x}", model.runs);
-        model.vms[vm].run = Some(RunInProgress {
-            id: run_id,
-            known,
-            frozen: Vec::new(),
-            chain_depths,
-            disturbed: false,
-        });
+        model.vms[vm].run =
+            Some(RunInProgress { id: run_id, known, frozen: Vec::new(), chain_depths, disturbed: false });
     }
 
     /// Looks whether a checkpoint of a run appeared; what it froze is what the guest has now. Called before anything
@@ -448,13 +444,7 @@ impl World {
     }
 
     /// `None` for a run that died.
-    fn end_run(
-        &self,
-        vm: usize,
-        run: &Run,
-        result: Option<Result<VmReport, BackupError>>,
-        cost: Option<laws::Cost>,
-    ) {
+    fn end_run(&self, vm: usize, run: &Run, result: Option<Result<VmReport, BackupError>>, cost: Option<laws::Cost>) {
         self.observe_freeze();
         let (progress, frozen) = {
             let mut model = self.model();

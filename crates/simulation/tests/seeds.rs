@@ -32,7 +32,11 @@ fn no_law_is_broken_in_the_stories_of_the_first_seeds() {
         }
     });
     let (counts, violations) = all.into_inner().unwrap();
-    assert!(violations.is_empty(), "cargo xtask simulate --seeds 1 --first-seed N shortens:\n{}", violations.join("\n"));
+    assert!(
+        violations.is_empty(),
+        "cargo xtask simulate --seeds 1 --first-seed N shortens:\n{}",
+        violations.join("\n")
+    );
     for minimum in simulation::minimums() {
         let (seen, wanted) = (minimum.seen(&counts), minimum.wanted(SEEDS));
         assert!(seen >= wanted, "{}: {seen} times, and {wanted} are wanted", minimum.what);
