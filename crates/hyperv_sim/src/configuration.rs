@@ -257,7 +257,11 @@ fn default_system(generation: u8) -> Properties {
 
 /// `0123-4567-…` as hosts make them up.
 fn serial() -> String {
-    let digits: Vec<String> =
-        crate::state::new_uuid().as_bytes().chunks(2).take(7).map(|pair| format!("{:04}", pair[0] as u16 * 39)).collect();
+    let digits: Vec<String> = crate::state::new_uuid()
+        .as_bytes()
+        .chunks(2)
+        .take(7)
+        .map(|pair| format!("{:04}", pair[0] as u16 * 39))
+        .collect();
     digits.join("-")
 }
