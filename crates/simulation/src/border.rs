@@ -139,12 +139,10 @@ impl Border {
             }
             (number, acts)
         };
-        if !acts.is_empty() {
-            if let Some(world) = self.world() {
-                for (_, act) in acts {
-                    world.meanwhile(&act);
-                }
-            }
+        if !acts.is_empty()
+            && let Some(world) = self.world()
+        {
+            acts.iter().for_each(|(_, act)| world.meanwhile(act));
         }
         number
     }

@@ -71,9 +71,6 @@ fn main() -> ExitCode {
     }
     let ms = start.elapsed().as_millis() as u64;
     println!("{played} seeds in {:.1} s, {:.1} ms each", ms as f64 / 1000.0, ms as f64 / played.max(1) as f64);
-    for failure in &failures {
-        println!("seed {} breaks {}", failure.seed, failure.violation());
-    }
     for failure in failures.iter().take(options.shorten) {
         tell(failure);
     }
@@ -109,7 +106,11 @@ fn play_all(options: &Options) -> (Counts, Vec<Failure>, u64) {
                         *all.0.entry(what.clone()).or_default() += count;
                     }
                     if played.violation.is_some() {
-                        all.1.push(Failure { seed, played });
+                        let failure = Failure { seed, played };
+                        if !options.first_failure {
+                            println!("seed {seed} breaks {}", failure.violation());
+                        }
+                        all.1.push(failure);
                         stop.store(options.first_failure, Ordering::Relaxed);
                     }
                 }

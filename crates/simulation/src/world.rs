@@ -348,6 +348,10 @@ impl World {
             Act::BackUp { vm, .. } => {
                 let vm = usize::from(*vm) % self.vm_count();
                 let busy = self.model().vms[vm].run.is_some();
+                if busy && !self.is_locked(vm) {
+                    // The other run is still looking for its VM: this one would come before it.
+                    return;
+                }
                 if !busy {
                     self.begin_run(vm);
                 }
@@ -367,6 +371,15 @@ impl World {
             }
             act => self.act(act),
         }
+    }
+
+    /// Whether a run holds the lock of a VM on its host.
+    fn is_locked(&self, vm: usize) -> bool {
+        let (id, host) = {
+            let model = self.model();
+            (model.vms[vm].id.clone(), model.vms[vm].host)
+        };
+        HostState::open(&self.hosts[host].state).is_ok_and(|state| state.lock_vm(&id, "").is_err())
     }
 
     pub(crate) fn settle(&self, vm: usize) {
