@@ -75,14 +75,14 @@ fn the_first_ten_minutes() {
         "{incremental:?}"
     );
 
-    // Ours has a last column, which is empty here.
+    // Ours has a last column: who holds the point, which nobody does here.
     let listed = desk.ok(["points", "list"]);
     assert_eq!(
         shapes(&listed.stdout),
         [
             "POINT VM WHEN READ CHANGED STORED CONSISTENCY VERIFIED RESTORABLE HELD",
-            "@ DC01 ~ incremental # # application structure yes",
-            "@ DC01 ~ full # # application structure yes",
+            "@ DC01 ~ incremental # # application structure yes –",
+            "@ DC01 ~ full # # application structure yes –",
         ],
         "{listed:?}"
     );

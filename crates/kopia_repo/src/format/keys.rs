@@ -48,7 +48,8 @@ pub fn format_key(
     match algorithm {
         SCRYPT => {
             let params = scrypt::Params::new(16, 8, 1).expect("the parameters are within scrypt's limits");
-            scrypt::scrypt(password.as_bytes(), unique_id, &params, &mut key[..]).expect("32 bytes are a valid key length");
+            scrypt::scrypt(password.as_bytes(), unique_id, &params, &mut key[..])
+                .expect("32 bytes are a valid key length");
         }
         PBKDF2 => {
             let iterations = std::num::NonZeroU32::new(600_000).expect("not zero");
