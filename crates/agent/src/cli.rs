@@ -41,7 +41,7 @@ Examples:
   e3-backup-agent backup DC01 --host local --repo /srv/backups
   e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
 
-More: `e3-backup-agent COMMAND --help`, `e3-backup-agent help exit-codes|points|environment`";
+More: `e3-backup-agent COMMAND --help`, `e3-backup-agent help exit-codes|points|environment|recovery`";
 
 const TOP_LONG: &str = "\
 Examples:
@@ -59,7 +59,7 @@ Examples:
     e3-backup-agent verify DC01@latest --level full
     e3-backup-agent restore disk DC01@2 --to yesterday.vhdx
 
-Topics: `e3-backup-agent help exit-codes`, `help points`, `help environment`";
+Topics: `e3-backup-agent help exit-codes`, `help points`, `help environment`, `help recovery`";
 
 /// Flags that mean the same everywhere.
 #[derive(Args, Clone, Debug)]
@@ -177,6 +177,22 @@ pub enum Command {
     /// The same as a service of this machine
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// What the agent of this host does, and what other shells do to its VMs
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status,
+    /// The values that count, and whether an agent could start with them
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Manual pages, a file for each command
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent man ./man && man ./man/e3-backup-agent.1
+  e3-backup-agent man /usr/local/share/man/man1
+  e3-backup-agent man ./man --json")]
+    Man {
+        /// A folder; it is made when it is not there
+        dir: PathBuf,
+    },
     /// The program's version
     Version,
     /// Completion for a shell: `e3-backup-agent completion bash > /etc/bash_completion.d/e3-backup-agent`
@@ -185,7 +201,7 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// Help on a command, or a topic: exit-codes, points, environment
+    /// Help on a command, or a topic: exit-codes, points, environment, recovery
     Help {
         /// A topic, or the words of a command
         topic: Vec<String>,
@@ -487,6 +503,37 @@ Examples:
     /// What the service manager starts
     #[command(hide = true, after_help = SERVICE_EXAMPLES)]
     Main,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  e3-backup-agent status
+  e3-backup-agent status --host lab:./lab --json
+  e3-backup-agent status --quiet      the agent's state, then the VMs that are worked on";
+
+/// `config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Every value that counts; secrets only as `set`
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent config show
+  e3-backup-agent config show --origin
+  e3-backup-agent config show --json")]
+    Show {
+        /// Also where each is from: flag, environment, user file, machine file, built-in
+        #[arg(long)]
+        origin: bool,
+    },
+    /// What a start of the agent would say; opens neither host nor repository
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent config check
+  e3-backup-agent config check --config ./jobs.toml
+  e3-backup-agent config check --json
+
+Exit codes: 0 it would start, 2 something is wrong and named.")]
+    Check,
 }
 
 const SERVICE_EXAMPLES: &str = "\

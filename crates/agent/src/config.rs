@@ -33,6 +33,17 @@ pub struct Config {
     pub jobs: Vec<Job>,
 }
 
+/// One of the files.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Whose it is, in words.
+    pub origin: &'static str,
+    /// Where it is, or would be; empty without a home folder.
+    pub path: PathBuf,
+    /// What it says.
+    pub config: Config,
+}
+
 fn is_default(limits: &Limits) -> bool {
     *limits == Limits::default()
 }
@@ -40,11 +51,8 @@ fn is_default(limits: &Limits) -> bool {
 impl Config {
     /// Reads the user's file (or `given`) over the machine's.
     pub fn load(given: Option<&Path>) -> Result<Self, Failure> {
-        let user = match user_file(given) {
-            Some(path) => Self::read(&path)?,
-            None => Self::default(),
-        };
-        let machine = Self::read(&machine_file())?;
+        let mut layers = Self::layers(given)?.into_iter().map(|layer| layer.config);
+        let (user, machine) = (layers.next().unwrap_or_default(), layers.next().unwrap_or_default());
         Ok(Self {
             repository: user.repository.or(machine.repository),
             host: user.host.or(machine.host),
@@ -52,6 +60,18 @@ impl Config {
             limits: if user.limits == Limits::default() { machine.limits } else { user.limits },
             jobs: if user.jobs.is_empty() { machine.jobs } else { user.jobs },
         })
+    }
+
+    /// The user's file (or `given`), then the machine's; one that is missing says nothing.
+    pub fn layers(given: Option<&Path>) -> Result<[Layer; 2], Failure> {
+        let user = user_file(given).unwrap_or_default();
+        let config = if user.as_os_str().is_empty() { Self::default() } else { Self::read(&user)? };
+        let machine = machine_file();
+        let of_machine = Self::read(&machine)?;
+        Ok([
+            Layer { origin: "user file", path: user, config },
+            Layer { origin: "machine file", path: machine, config: of_machine },
+        ])
     }
 
     /// Remembers a repository in the user's file (or `given`); gives the file.

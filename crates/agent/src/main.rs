@@ -66,6 +66,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Completion { shell } => return commands::about::completion(shell),
         Command::Help { topic } => return topics::help(&topic),
         // The running agent reads it itself, and again when asked.
+        Command::Man { dir } => return commands::about::man(&global, &dir),
+        Command::Config(command) => return commands::config::run(global, &command),
         Command::Run => return service::run_in_foreground(&global),
         Command::Service(command) => return service::run(&global, &command),
         command => command,
@@ -83,10 +85,15 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Restore(command) => commands::restore::run(&context, command),
         Command::Verify(arguments) => commands::verify::run(&context, &arguments),
         Command::Snapshot(command) => commands::snapshot::run(&context, command),
+        Command::Status => commands::status::run(&context),
         Command::Vhd(command) => commands::vhd::run(&context, command),
-        Command::Version | Command::Completion { .. } | Command::Help { .. } | Command::Run | Command::Service(_) => {
-            unreachable!("answered above")
-        }
+        Command::Version
+        | Command::Completion { .. }
+        | Command::Help { .. }
+        | Command::Man { .. }
+        | Command::Config(_)
+        | Command::Run
+        | Command::Service(_) => unreachable!("answered above"),
     }
 }
 

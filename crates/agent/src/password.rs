@@ -1,6 +1,10 @@
 //! The repository password: from a file, the environment, or a person, never from the command line.
+//!
+//! It is overwritten in memory when it is dropped.
 
 use std::io::{self, IsTerminal as _};
+
+use zeroize::Zeroizing;
 
 use crate::cli::Global;
 use crate::failure::{Attempt as _, Code, Failure};
@@ -14,13 +18,13 @@ const MADE_WORDS: usize = 8;
 /// A password for a new repository.
 pub struct NewPassword {
     /// The password.
-    pub text: String,
+    pub text: Zeroizing<String>,
     /// It was made here, and has to be shown.
     pub made: bool,
 }
 
 /// The password of a repository that exists.
-pub fn existing(global: &Global, store: &str) -> Result<String, Failure> {
+pub fn existing(global: &Global, store: &str) -> Result<Zeroizing<String>, Failure> {
     if let Some(password) = given(global)? {
         return Ok(password);
     }
@@ -29,7 +33,7 @@ pub fn existing(global: &Global, store: &str) -> Result<String, Failure> {
         let why = "no password was given, and there is nobody to ask";
         return Err(Failure::new(what, "", Code::NoPassword, why));
     }
-    rpassword::prompt_password("Repository password: ").attempt(what, "the terminal")
+    rpassword::prompt_password("Repository password: ").map(Zeroizing::new).attempt(what, "the terminal")
 }
 
 /// The password for a new repository: checked, and made from words when a person at a terminal gives none.
@@ -43,7 +47,8 @@ pub fn new(global: &Global, store: &str) -> Result<NewPassword, Failure> {
         }
         None if global.yes => return Ok(NewPassword { text: make(), made: true }),
         None => {
-            let ask = |prompt: &str| rpassword::prompt_password(prompt).attempt(&*what, "the terminal");
+            let ask =
+                |prompt: &str| rpassword::prompt_password(prompt).map(Zeroizing::new).attempt(&*what, "the terminal");
             let first = ask("Repository password (Enter makes one): ")?;
             if first.is_empty() {
                 return Ok(NewPassword { text: make(), made: true });
@@ -55,7 +60,7 @@ pub fn new(global: &Global, store: &str) -> Result<NewPassword, Failure> {
             first
         }
     };
-    let problem = match &*text {
+    let problem = match text.as_str() {
         "" => "the password is empty",
         text if text.trim() != text => "the password begins or ends with white space, which is lost too easily",
         _ => return Ok(NewPassword { text, made: false }),
@@ -68,18 +73,23 @@ pub fn is_in_environment() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
+/// Whether nobody has to be asked.
+pub fn is_given(global: &Global) -> Result<bool, Failure> {
+    given(global).map(|password| password.is_some())
+}
+
 /// From the file of `--password-file`, without the end of its line, or from the environment.
-fn given(global: &Global) -> Result<Option<String>, Failure> {
+fn given(global: &Global) -> Result<Option<Zeroizing<String>>, Failure> {
     if let Some(path) = &global.password_file {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
             Failure::new("read the password file", path.display().to_string(), Code::Usage, error.to_string())
                 .with_steps(&["check the path of --password-file"])
         })?;
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        return Ok(Some(text.strip_suffix('\r').unwrap_or(text).to_owned()));
+        return Ok(Some(Zeroizing::new(text.strip_suffix('\r').unwrap_or(text).to_owned())));
     }
     match std::env::var(VARIABLE) {
-        Ok(password) => Ok(Some(password)),
+        Ok(password) => Ok(Some(Zeroizing::new(password))),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => {
             Err(Failure::new("read the password", VARIABLE, Code::Usage, "it is not UTF-8")
@@ -94,15 +104,15 @@ fn has_terminal(global: &Global) -> bool {
 }
 
 /// Eight words: 88 bits, behind the repository's slow key derivation.
-fn make() -> String {
+fn make() -> Zeroizing<String> {
     let words: Vec<&str> = WORDS.lines().collect();
     assert!(words.len().is_power_of_two(), "so that a remainder prefers no word");
-    let mut random = [0; 2 * MADE_WORDS];
-    getrandom::fill(&mut random).expect("the operating system gives random bytes");
+    let mut random = Zeroizing::new([0; 2 * MADE_WORDS]);
+    getrandom::fill(&mut random[..]).expect("the operating system gives random bytes");
     let (pairs, _) = random.as_chunks::<2>();
     let chosen: Vec<&str> =
         pairs.iter().map(|pair| words[usize::from(u16::from_ne_bytes(*pair)) % words.len()]).collect();
-    chosen.join("-")
+    Zeroizing::new(chosen.join("-"))
 }
 
 #[cfg(test)]

@@ -67,11 +67,40 @@ Environment
                        region, service and certificates for S3; the URL goes before them
 
 Configuration file: ~/.config/e3/config.toml (%APPDATA%\\e3\\config.toml), then /etc/e3/config.toml
-(%ProgramData%\\e3\\config.toml). Keys: repository, host. `repo connect` writes the first. Flags go before the
+(%ProgramData%\\e3\\config.toml). Keys: docs/service.md; `config show --origin`
+prints what counts. `repo connect` writes the first. Flags go before the
 environment, the environment before the files. Passwords are never stored.
 ";
 
-const TOPICS: [(&str, &str); 3] = [("exit-codes", EXIT_CODES), ("points", POINTS), ("environment", ENVIRONMENT)];
+const RECOVERY: &str = "\
+Recovery when the host is gone, and the server too
+
+Needed: this program on any machine, the repository's URL, its password, and for S3 the keys. Nothing else: no server,
+no old host, no database. The password is never stored: give the file, or the prompt, to each command.
+
+  e3-backup-agent repo connect URL --password-file kit.txt
+  e3-backup-agent points list --password-file kit.txt
+  e3-backup-agent restore vm VM@latest --host local --folder D:\\VMs --password-file kit.txt
+
+Before the last: the same with --dry-run says what is in the way, without touching anything. --same-id makes the VM itself
+instead of a copy; --network OLD=NEW connects it; --power-on starts it. See `restore vm --help`.
+
+No Hyper-V at hand: restore the disks to files, and attach them anywhere.
+
+  e3-backup-agent restore disk VM@latest --disk 0 --to disk0.vhdx --password-file kit.txt
+
+No e3 at hand: stock Kopia reads the repository with the same password. Each point is a snapshot of hyperv@HOST.
+
+  kopia repository connect filesystem --path FOLDER          (or s3 --bucket … --endpoint …)
+  kopia snapshot list --all
+  kopia restore SNAPSHOT ./restored                           disks/*.vhdx attach as they are
+
+Not sure that a point is whole: `verify VM@latest --level full` reads every byte; `DC01@2` is the point before.
+A repository that is reached but refuses the password (exit 12): a wrong file; mind its line end and spaces.
+";
+
+const TOPICS: [(&str, &str); 4] =
+    [("exit-codes", EXIT_CODES), ("points", POINTS), ("environment", ENVIRONMENT), ("recovery", RECOVERY)];
 
 /// Prints a topic, or the long help of the command that the words name.
 pub fn help(words: &[String]) -> Result<Outcome, Failure> {
@@ -87,8 +116,10 @@ pub fn help(words: &[String]) -> Result<Outcome, Failure> {
     for word in words {
         let Some(sub) = command.find_subcommand_mut(word) else {
             let why = format!("there is no topic or command {:?}", words.join(" "));
-            return Err(Failure::new("help", "", Code::Usage, why)
-                .with_steps(&["choose a topic: exit-codes, points, environment", "see --help for the commands"]));
+            return Err(Failure::new("help", "", Code::Usage, why).with_steps(&[
+                "choose a topic: exit-codes, points, environment, recovery",
+                "see --help for the commands",
+            ]));
         };
         command = sub;
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use support::{Desk, finish};
 
 /// Maps whose keys are data.
-const OPEN_MAPS: [&str; 1] = ["tags"];
+const OPEN_MAPS: [&str; 2] = ["tags", "agent.jobs"];
 
 #[test]
 fn documents_have_the_fields_that_are_documented() {
@@ -65,7 +65,12 @@ fn documents_have_the_fields_that_are_documented() {
     check("vhd info", &desk.json(0, ["vhd", "info", "a.vhdx"]));
     check("vhd convert", &desk.json(0, ["vhd", "convert", "a.vhdx", "a.raw"]));
     std::fs::write(desk.path("config.toml"), "[[job]]\nname = \"nightly\"\nat = \"22:00\"\n").unwrap();
-    check("service status", &status_of_an_agent(&desk));
+    let (service_status, status) = status_of_an_agent(&desk);
+    check("service status", &service_status);
+    check("status", &status);
+    check("config show", &desk.json(0, ["config", "show", "--origin"]));
+    check("config check", &desk.json(0, ["config", "check"]));
+    check("man", &desk.json(0, ["man", "man"]));
     check("version", &desk.json(0, ["version"]));
     check("error", &desk.json(6, ["points", "show", "zz"]));
 
@@ -73,17 +78,18 @@ fn documents_have_the_fields_that_are_documented() {
     assert_eq!(seen, all, "every documented document was compared");
 }
 
-/// As soon as an agent has looked at its jobs.
-fn status_of_an_agent(desk: &Desk) -> Value {
+/// `service status` and `status`, as soon as an agent has looked at its jobs.
+fn status_of_an_agent(desk: &Desk) -> (Value, Value) {
     let mut agent = desk.command(["run"]).stderr(std::process::Stdio::null()).spawn().unwrap();
     let status = (0..1000).find_map(|_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
         let run = desk.run(["service", "status", "--json"]);
         (run.exit == Some(0)).then(|| run.json()).filter(|status| status["jobs"]["nightly"]["due"].is_string())
     });
+    let all = desk.json(0, ["status"]);
     agent.kill().unwrap();
     agent.wait().unwrap();
-    status.expect("an agent that runs")
+    (status.expect("an agent that runs"), all)
 }
 
 /// The JSON block under each heading.

@@ -76,7 +76,7 @@ fn stock_reads_and_shares_s3() {
     };
     server.create_bucket("points", false).unwrap();
     let credentials = server.credentials();
-    let (key, secret) = (credentials.access_key_id, credentials.secret_access_key);
+    let (key, secret) = (credentials.access_key_id.clone(), credentials.secret_access_key.clone());
     let endpoint = server.endpoint();
     let host = endpoint.trim_start_matches("http://").to_owned();
     let store = Store {

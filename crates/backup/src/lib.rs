@@ -21,6 +21,7 @@ mod disk_backup;
 mod disk_object;
 mod error;
 pub mod evidence;
+mod held_locks;
 pub mod hold;
 mod in_place;
 pub mod janitor;
@@ -47,6 +48,7 @@ pub use cost::upload_bound;
 pub use decision::FullReason;
 pub use disk_object::{DiskObject, DiskObjectError};
 pub use error::{BackupError, SelectError};
+pub use held_locks::{HeldLock, held_locks, is_held, try_lock_past_looks};
 pub use hyperv::Cancel;
 pub use in_place::{
     InPlaceDiskReport, InPlacePlan, InPlaceReport, SafetyPoint, compare_in_place, plan_in_place, restore_in_place,

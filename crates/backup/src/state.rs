@@ -87,7 +87,7 @@ impl HostState {
             .write(true)
             .open(path)
             .map_err(BackupError::state("open the lock", path))?;
-        match file.try_lock() {
+        match crate::try_lock_past_looks(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();

@@ -51,8 +51,9 @@ fn a_real_server() {
 
 fn wrong_keys_are_told(server: &SeaweedFs) {
     let good = server.credentials();
-    let wrong_secret = Credentials { secret_access_key: "hush-hush".into(), ..good.clone() };
-    let wrong_id = Credentials { access_key_id: "nobody".into(), ..good };
+    let (mut wrong_secret, mut wrong_id) = (good.clone(), good);
+    wrong_secret.secret_access_key = "hush-hush".into();
+    wrong_id.access_key_id = "nobody".into();
     for credentials in [wrong_secret, wrong_id] {
         let bucket = S3::new(&server.options("plain", "pre/"), &credentials).unwrap();
         for (operation, error) in all_errors(&bucket) {
@@ -76,7 +77,7 @@ fn locks_are_set(server: &SeaweedFs) {
         rusty_s3::Bucket::new(server.endpoint().parse().unwrap(), rusty_s3::UrlStyle::Path, "locked", "us-east-1");
     let raw = raw.unwrap();
     let keys = server.credentials();
-    let keys = rusty_s3::Credentials::new(keys.access_key_id, keys.secret_access_key);
+    let keys = rusty_s3::Credentials::new(&keys.access_key_id, &keys.secret_access_key);
     let bucket = server.s3("locked", "pre/");
     for mode in [LockMode::Compliance, LockMode::Governance] {
         let retain_until = SystemTime::now() + Duration::from_secs(3600);

@@ -221,13 +221,13 @@ fn keys_and_format() {
         assert_eq!(hex(&outer.unique_id), facts["uniqueID"]);
         let password = facts["password"].as_str().unwrap();
         let key = kopia_repo::format::keys::format_key(&outer.key_algorithm, password, &outer.unique_id).unwrap();
-        assert_eq!(hex(&key), facts["formatKey"]);
+        assert_eq!(hex(&key[..]), facts["formatKey"]);
         assert_eq!(serde_json::to_value(&repo.unlocked.format).unwrap(), facts["format"], "{}", repo.name);
         assert!(repo.unlocked.format.other.is_empty(), "every key of Kopia is understood");
         assert!(repo.unlocked.format.check().unwrap().is_empty());
         let secret = kopia_repo::format::keys::content_secret_key(&repo.unlocked.format.master_key);
-        assert_eq!(hex(&secret), facts["contentSecretKey"]);
-        assert_eq!(hex(&repo.unlocked.maintenance_key()), facts["maintenanceKey"]);
+        assert_eq!(hex(&secret[..]), facts["contentSecretKey"]);
+        assert_eq!(hex(&repo.unlocked.maintenance_key()[..]), facts["maintenanceKey"]);
         let cfg = repo.unlocked.decrypt_blob_cfg(repo.blobs.get("kopia.blobcfg")).unwrap();
         assert_eq!(serde_json::to_value(cfg).unwrap(), facts["blobcfg"]);
         let schedule =

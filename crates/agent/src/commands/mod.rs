@@ -3,6 +3,7 @@
 pub mod about;
 pub mod audit;
 pub mod backup;
+pub mod config;
 pub mod holds;
 pub mod host;
 pub mod lab;
@@ -12,6 +13,7 @@ pub mod restore;
 mod restore_vm;
 pub mod retention;
 pub mod snapshot;
+pub mod status;
 pub mod verify;
 pub mod vhd;
 pub mod vm;

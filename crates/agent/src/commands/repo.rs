@@ -91,7 +91,7 @@ fn create(context: &Context, location: &Location, lock: Option<(u32, LockModeArg
         note("");
         note("The password of this repository. It is shown once and stored nowhere; without it the backups are lost:");
         note("");
-        note(&format!("  {}", password.text));
+        note(&format!("  {}", password.text.as_str()));
         note("");
     }
     if !context.global.quiet {

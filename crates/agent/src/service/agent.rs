@@ -26,6 +26,8 @@ use crate::units::duration;
 
 /// The clock of the machine can be set, and the machine can sleep: it is looked at this often.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+/// Held by the agent of a host while it runs; in the folder of journals.
+pub const AGENT_LOCK: &str = "agent.lock";
 /// How soon what could not be settled is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(5 * 60);
 
@@ -67,7 +69,6 @@ pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<()
 }
 
 /// Whether [`run`] would start with the configuration as it is.
-#[cfg_attr(not(windows), expect(dead_code, reason = "in the foreground the start itself says so"))]
 pub fn check_configuration(global: &Global) -> Result<(), Failure> {
     check(&Context::new(global.clone())?)
 }
@@ -92,11 +93,11 @@ fn check(context: &Context) -> Result<(), Failure> {
 
 /// One agent per host: the lock goes with the process, however it ends.
 fn lock(folder: &Path) -> Result<File, Failure> {
-    let path = folder.join("agent.lock");
+    let path = folder.join(AGENT_LOCK);
     let what = "start the agent";
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.attempt(what, path.display().to_string())?;
-    match file.try_lock() {
+    match backup::try_lock_past_looks(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let why = "another agent runs on this host";

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// An access key of an S3 account. Its `Debug` shows no secrets.
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// An access key of an S3 account. Its `Debug` shows no secrets, which are overwritten in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// Names the key; not secret by itself.
@@ -12,6 +14,13 @@ pub struct Credentials {
     pub secret_access_key: String,
     /// Goes with temporary keys.
     pub session_token: Option<String>,
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.secret_access_key.zeroize();
+        self.session_token.zeroize();
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -56,7 +65,7 @@ impl S3Environment {
                 .map(PathBuf::from)
                 .or_else(|| Some(Path::new(&home()?).join(".aws").join("credentials")))?;
             let profile = var("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
-            parse_credentials_file(&std::fs::read_to_string(path).ok()?, &profile)
+            parse_credentials_file(&Zeroizing::new(std::fs::read_to_string(path).ok()?), &profile)
         };
         Self {
             credentials: from_keys().or_else(from_file),

@@ -139,7 +139,7 @@ impl S3 {
         let endpoint_name = endpoint.as_str().trim_end_matches('/');
         let store = format!("s3://{}/{} at {endpoint_name}", options.bucket, options.prefix);
         let client = Client::new(store, options.ca_pem.as_deref()).ok_or(S3OptionsError::Certificates)?;
-        let Credentials { access_key_id, secret_access_key, session_token } = credentials.clone();
+        let Credentials { access_key_id, secret_access_key, session_token } = credentials;
         let credentials = match session_token {
             Some(token) => rusty_s3::Credentials::new_with_token(access_key_id, secret_access_key, token),
             None => rusty_s3::Credentials::new(access_key_id, secret_access_key),

@@ -64,7 +64,7 @@ impl ContentCipher {
             "CHACHA20-POLY1305-HMAC-SHA256" => &CHACHA20_POLY1305,
             _ => return Err(EncryptionError::UnknownAlgorithm { name: name.chars().take(80).collect() }),
         };
-        let secret_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys::content_secret_key(master_key));
+        let secret_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys::content_secret_key(master_key)[..]);
         Ok(Self { algorithm, secret_key })
     }
 

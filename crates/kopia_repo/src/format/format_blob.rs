@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use super::encryption::{ContentCipher, EncryptionError, open_aes_gcm, seal_aes_gcm};
 use super::hashing::{ContentHasher, HashingError};
@@ -73,10 +74,10 @@ pub struct RepositoryFormat {
     pub ecc_overhead_percent: i64,
     /// The key of the content hash.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64")]
-    pub secret: Vec<u8>,
+    pub secret: Zeroizing<Vec<u8>>,
     /// The root of all content keys.
     #[serde(rename = "masterKey", default, skip_serializing_if = "Vec::is_empty", with = "base64")]
-    pub master_key: Vec<u8>,
+    pub master_key: Zeroizing<Vec<u8>>,
     /// Format version, 1 to 3.
     #[serde(default, deserialize_with = "null_as_default")]
     pub version: i64,
@@ -254,7 +255,7 @@ pub struct UnlockedFormat {
     pub format: RepositoryFormat,
     /// The salt of all derivations.
     pub unique_id: Vec<u8>,
-    format_key: [u8; KEY_BYTES],
+    format_key: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 /// Why bytes are not a format blob.
@@ -418,12 +419,13 @@ impl FormatBlob {
     /// [`UnlockError::WrongPassword`] says that the password was changed, or the repository made anew.
     pub fn unlock_with(&self, earlier: &UnlockedFormat) -> Result<UnlockedFormat, UnlockError> {
         // Another unique ID derives other keys, under which nothing decrypts.
-        self.unlock_by(earlier.format_key)
+        self.unlock_by(earlier.format_key.clone())
     }
 
-    fn unlock_by(&self, format_key: [u8; KEY_BYTES]) -> Result<UnlockedFormat, UnlockError> {
-        let (key, aad) = block_key(&format_key, &self.unique_id);
-        let plaintext = open_aes_gcm(&key, &aad, &self.encrypted).map_err(|_| UnlockError::WrongPassword)?;
+    fn unlock_by(&self, format_key: Zeroizing<[u8; KEY_BYTES]>) -> Result<UnlockedFormat, UnlockError> {
+        let (key, aad) = block_key(&format_key[..], &self.unique_id);
+        let plaintext = open_aes_gcm(&key, &aad[..], &self.encrypted).map_err(|_| UnlockError::WrongPassword)?;
+        let plaintext = Zeroizing::new(plaintext);
         let inner: Inner = serde_json::from_slice(&plaintext).map_err(UnlockError::Json)?;
         Ok(UnlockedFormat { format: inner.format, unique_id: self.unique_id.clone(), format_key })
     }
@@ -459,7 +461,7 @@ impl FormatBlob {
     }
 }
 
-fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<[u8; KEY_BYTES], UnlockError> {
+fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<Zeroizing<[u8; KEY_BYTES]>, UnlockError> {
     keys::format_key(algorithm, password, unique_id).map_err(|error| match error {
         KeyDerivationError::UnknownAlgorithm { name } => UnlockError::UnknownKeyAlgorithm { name },
         salt @ KeyDerivationError::ShortSalt { .. } => UnlockError::Salt(salt),
@@ -467,25 +469,25 @@ fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<[u8; 
 }
 
 /// Key and additional data of the inner part and of `kopia.blobcfg` (kopia-format 2.3).
-fn block_key(format_key: &[u8], unique_id: &[u8]) -> ([u8; KEY_BYTES], [u8; 32]) {
+fn block_key(format_key: &[u8], unique_id: &[u8]) -> (Zeroizing<[u8; KEY_BYTES]>, Zeroizing<[u8; 32]>) {
     (hkdf_sha256(format_key, unique_id, b"AES"), hkdf_sha256(format_key, unique_id, b"CHECKSUM"))
 }
 
 impl UnlockedFormat {
     /// A key for a purpose of one's own (kopia-format 2.4).
-    pub fn derive_key<const N: usize>(&self, purpose: &str) -> [u8; N] {
-        let root = if self.format.enable_password_change { &self.format.master_key[..] } else { &self.format_key };
+    pub fn derive_key<const N: usize>(&self, purpose: &str) -> Zeroizing<[u8; N]> {
+        let root = if self.format.enable_password_change { &self.format.master_key[..] } else { &self.format_key[..] };
         hkdf_sha256(root, &self.unique_id, purpose.as_bytes())
     }
 
     /// The key of `kopia.maintenance`.
-    pub fn maintenance_key(&self) -> [u8; KEY_BYTES] {
+    pub fn maintenance_key(&self) -> Zeroizing<[u8; KEY_BYTES]> {
         self.derive_key("maintenance schedule")
     }
 
     /// The key by which Kopia authenticates its local caches.
-    pub fn local_cache_key(&self) -> [u8; 16] {
-        let root = if self.format.enable_password_change { &self.format.secret[..] } else { &self.format_key };
+    pub fn local_cache_key(&self) -> Zeroizing<[u8; 16]> {
+        let root = if self.format.enable_password_change { &self.format.secret[..] } else { &self.format_key[..] };
         hkdf_sha256(root, &self.unique_id, b"local-cache-integrity")
     }
 
@@ -496,8 +498,8 @@ impl UnlockedFormat {
 
     /// Reads the bytes of `kopia.blobcfg`.
     pub fn decrypt_blob_cfg(&self, blob: &[u8]) -> Result<BlobCfg, BlobCfgError> {
-        let (key, aad) = block_key(&self.format_key, &self.unique_id);
-        let plaintext = open_aes_gcm(&key, &aad, blob).map_err(|_| BlobCfgError::Decrypt)?;
+        let (key, aad) = block_key(&self.format_key[..], &self.unique_id);
+        let plaintext = open_aes_gcm(&key, &aad[..], blob).map_err(|_| BlobCfgError::Decrypt)?;
         let cfg: BlobCfg = serde_json::from_slice(&plaintext).map_err(BlobCfgError::Json)?;
         if cfg.retention_mode.is_empty() != (cfg.retention_period_ns == 0) {
             return Err(BlobCfgError::HalfSet { mode: cfg.retention_mode, period_ns: cfg.retention_period_ns });
@@ -506,12 +508,12 @@ impl UnlockedFormat {
     }
 
     fn encrypt_format(&self) -> Vec<u8> {
-        self.seal(&json::to_go_json(&Inner { format: self.format.clone() }))
+        self.seal(&Zeroizing::new(json::to_go_json(&Inner { format: self.format.clone() })))
     }
 
     fn seal(&self, plaintext: &[u8]) -> Vec<u8> {
-        let (key, aad) = block_key(&self.format_key, &self.unique_id);
-        seal_aes_gcm(&key, &aad, plaintext)
+        let (key, aad) = block_key(&self.format_key[..], &self.unique_id);
+        seal_aes_gcm(&key, &aad[..], plaintext)
     }
 }
 
@@ -544,8 +546,8 @@ impl RepositoryFormat {
             encryption: encryption.to_owned(),
             ecc: String::new(),
             ecc_overhead_percent: 0,
-            secret: random::bytes::<32>().to_vec(),
-            master_key: random::bytes::<32>().to_vec(),
+            secret: random::bytes::<32>().to_vec().into(),
+            master_key: random::bytes::<32>().to_vec().into(),
             version: 3,
             max_pack_size: DEFAULT_MAX_PACK_BYTES,
             index_version: 2,
@@ -666,8 +668,8 @@ mod tests {
 
     fn common() -> RepositoryFormat {
         RepositoryFormat {
-            secret: secret().to_vec(),
-            master_key: master_key().to_vec(),
+            secret: secret().to_vec().into(),
+            master_key: master_key().to_vec().into(),
             ..RepositoryFormat::new_v3("BLAKE2B-256-128", "AES256-GCM-HMAC-SHA256", "DYNAMIC-4M-BUZHASH")
         }
     }
@@ -680,7 +682,7 @@ mod tests {
     #[test]
     fn blocks_agree_with_kopia() {
         let unlocked = unlocked();
-        let (key, aad) = block_key(&unlocked.format_key, &unlocked.unique_id);
+        let (key, aad) = block_key(&unlocked.format_key[..], &unlocked.unique_id);
         for (plaintext, sealed) in [
             (
                 r#"{"format":{"version":3}}"#,
@@ -689,7 +691,7 @@ mod tests {
             ("{}", "000102030405060708090a0bded7d2519959fae770cef2bc3a751bee0a71"),
         ] {
             assert_eq!(
-                seal_aes_gcm_with_nonce(&key, &aad, plaintext.as_bytes(), nonce()),
+                seal_aes_gcm_with_nonce(&key, &aad[..], plaintext.as_bytes(), nonce()),
                 unhex(sealed),
                 "{plaintext}"
             );
@@ -712,7 +714,7 @@ mod tests {
         assert_ne!(unlocked.local_cache_key(), cache);
         assert_eq!(
             unlocked.maintenance_key(),
-            hkdf_sha256(&unlocked.format_key, &unique_id(), b"maintenance schedule")
+            hkdf_sha256(&unlocked.format_key[..], &unique_id(), b"maintenance schedule")
         );
     }
 

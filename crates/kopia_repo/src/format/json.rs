@@ -58,9 +58,9 @@ pub(crate) mod base64 {
         output.serialize_str(&encode(bytes))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, T: From<Vec<u8>>, D: Deserializer<'de>>(input: D) -> Result<T, D::Error> {
         let text: Option<std::borrow::Cow<'de, str>> = Option::deserialize(input)?;
-        decode(text.as_deref().unwrap_or_default()).ok_or_else(|| D::Error::custom("not base64"))
+        decode(text.as_deref().unwrap_or_default()).map(T::from).ok_or_else(|| D::Error::custom("not base64"))
     }
 
     pub(crate) fn encode(bytes: &[u8]) -> String {

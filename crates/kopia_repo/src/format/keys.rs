@@ -1,6 +1,9 @@
 //! Key derivations: from the password to the format key, and from the master key to everything else.
+//!
+//! What is derived is overwritten in memory when it is dropped.
 
 use ring::{hkdf, pbkdf2};
+use zeroize::Zeroizing;
 
 /// Bytes of every key that encrypts.
 pub const KEY_BYTES: usize = 32;
@@ -33,19 +36,24 @@ pub enum KeyDerivationError {
 }
 
 /// The key of the format blob. Takes about a tenth of a second and, with scrypt, 64 MiB of memory; both on purpose.
-pub fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<[u8; KEY_BYTES], KeyDerivationError> {
+pub fn format_key(
+    algorithm: &str,
+    password: &str,
+    unique_id: &[u8],
+) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyDerivationError> {
     if unique_id.len() < MIN_SALT_BYTES {
         return Err(KeyDerivationError::ShortSalt { len: unique_id.len() });
     }
-    let mut key = [0; KEY_BYTES];
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
     match algorithm {
         SCRYPT => {
             let params = scrypt::Params::new(16, 8, 1).expect("the parameters are within scrypt's limits");
-            scrypt::scrypt(password.as_bytes(), unique_id, &params, &mut key).expect("32 bytes are a valid key length");
+            scrypt::scrypt(password.as_bytes(), unique_id, &params, &mut key[..])
+                .expect("32 bytes are a valid key length");
         }
         PBKDF2 => {
             let iterations = std::num::NonZeroU32::new(600_000).expect("not zero");
-            pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, unique_id, password.as_bytes(), &mut key);
+            pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, unique_id, password.as_bytes(), &mut key[..]);
         }
         _ => return Err(KeyDerivationError::UnknownAlgorithm { name: algorithm.chars().take(80).collect() }),
     }
@@ -53,7 +61,7 @@ pub fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<[
 }
 
 /// HKDF of RFC 5869 with SHA-256.
-pub fn hkdf_sha256<const N: usize>(key: &[u8], salt: &[u8], info: &[u8]) -> [u8; N] {
+pub fn hkdf_sha256<const N: usize>(key: &[u8], salt: &[u8], info: &[u8]) -> Zeroizing<[u8; N]> {
     struct Length(usize);
     impl hkdf::KeyType for Length {
         fn len(&self) -> usize {
@@ -61,17 +69,17 @@ pub fn hkdf_sha256<const N: usize>(key: &[u8], salt: &[u8], info: &[u8]) -> [u8;
         }
     }
     const { assert!(N <= 255 * 32, "HKDF gives at most 255 blocks") };
-    let mut derived = [0; N];
+    let mut derived = Zeroizing::new([0; N]);
     hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
         .extract(key)
         .expand(&[info], Length(N))
-        .and_then(|okm| okm.fill(&mut derived))
+        .and_then(|okm| okm.fill(&mut derived[..]))
         .expect("the length is within HKDF's limit");
     derived
 }
 
 /// The key that per-content keys are derived from. The purpose is the salt, the info is empty (kopia-format 2.4).
-pub fn content_secret_key(master_key: &[u8]) -> [u8; KEY_BYTES] {
+pub fn content_secret_key(master_key: &[u8]) -> Zeroizing<[u8; KEY_BYTES]> {
     hkdf_sha256(master_key, b"encryption", b"")
 }
 
@@ -84,19 +92,19 @@ mod tests {
     fn derivations_agree_with_kopia() {
         let scrypt = format_key(SCRYPT, PASSWORD, &unique_id()).unwrap();
         for (derived, expected, what) in [
-            (scrypt, "c25bccae074678f4ce6443ce46b56229e112e00ee0e52a53ff3ab35aeec3bac7", "scrypt"),
+            (scrypt.clone(), "c25bccae074678f4ce6443ce46b56229e112e00ee0e52a53ff3ab35aeec3bac7", "scrypt"),
             (
                 format_key(PBKDF2, PASSWORD, &unique_id()).unwrap(),
                 "8aba72dadfcd3b59e16a4f57d805f18dcf81b29fa8c9046e8fa8a899ea4f1248",
                 "pbkdf2",
             ),
             (
-                hkdf_sha256(&scrypt, &unique_id(), b"AES"),
+                hkdf_sha256(&scrypt[..], &unique_id(), b"AES"),
                 "dea70e93a79e69145302bb312d93eae1c647df3432c8467955f6d6d09554d1fd",
                 "AES",
             ),
             (
-                hkdf_sha256(&scrypt, &unique_id(), b"CHECKSUM"),
+                hkdf_sha256(&scrypt[..], &unique_id(), b"CHECKSUM"),
                 "eb11c3d7fc8134db288d5d8155c8013cfb4d610a5abf51c23bc33444ee208a0b",
                 "CHECKSUM",
             ),
