@@ -41,7 +41,7 @@ Examples:
   e3-backup-agent backup DC01 --host local --repo /srv/backups
   e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
 
-More: `e3-backup-agent COMMAND --help`, `e3-backup-agent help exit-codes|points|environment|recovery`";
+More: `e3-backup-agent COMMAND --help`, `help exit-codes|points|environment|recovery`";
 
 const TOP_LONG: &str = "\
 Examples:
@@ -65,7 +65,9 @@ Topics: `e3-backup-agent help exit-codes`, `help points`, `help environment`, `h
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
-    /// Repository: a path, file:///path, or s3://bucket/prefix/?endpoint=…&region=…
+    /// Repository: a path, or s3://bucket/prefix/?endpoint=…
+    ///
+    /// A path, file:///path, or s3://bucket/prefix/?endpoint=…&region=…
     #[arg(long, global = true, env = "E3_REPOSITORY", value_name = "URL", hide_env_values = true)]
     pub repo: Option<String>,
     /// Host: `local` (this Windows host) or `lab:DIR` (a simulated one)
@@ -194,8 +196,12 @@ Examples:
         dir: PathBuf,
     },
     /// The program's version
+    // As `-V` says it, which the list has.
+    #[command(hide = true)]
     Version,
-    /// Completion for a shell: `e3-backup-agent completion bash > /etc/bash_completion.d/e3-backup-agent`
+    /// Completion for a shell
+    ///
+    /// `e3-backup-agent completion bash > /etc/bash_completion.d/e3-backup-agent`
     Completion {
         /// Which shell
         #[arg(value_enum)]

@@ -123,7 +123,7 @@ mod tests {
     fn made_passwords_are_eight_different_draws() {
         let (one, other) = (make(), make());
         assert_eq!(one.split('-').count(), MADE_WORDS);
-        assert!(one.split('-').all(|word| WORDS.lines().any(|known| known == word)), "{}", *one);
+        assert!(one.split('-').all(|word| WORDS.lines().any(|known| known == word)), "{}", one.as_str());
         assert_ne!(one, other);
     }
 
