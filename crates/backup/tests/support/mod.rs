@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup::{
     BackupContext, BackupError, BackupOptions, Cancel, Event, FullReason, HostState, Observer, Point, PointDisk,
@@ -11,7 +12,7 @@ use backup::{
 use bucket::{Faulty, Memory};
 use hyperv::Host;
 use hyperv::seam::Seam;
-use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
+use hyperv_sim::{ClockKind, DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
 use kopia_repo::{ClientOptions, CreateOptions, Repository, Storage, StorageKind};
 use vhdx::VirtualDisk;
 
@@ -44,12 +45,17 @@ impl Rig {
 
     pub fn without_vm(options: LabOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let is_real_time = options.clock == ClockKind::System;
         let lab = LabHost::create_with(dir.path().join("host"), options).unwrap();
         let bucket = Arc::new(Faulty::new(Memory::new()));
         let storage = Storage { bucket: bucket.clone(), kind: StorageKind::ObjectStore };
         let client = ClientOptions::new("tester", "testhost");
         let repo = Repository::create(&storage, PASSWORD, &CreateOptions::new("e3"), client).unwrap();
-        let options = BackupOptions::new("test");
+        let mut options = BackupOptions::new("test");
+        if is_real_time {
+            // The pauses of a night would be waited for.
+            (options.busy_pause, options.guest_pause) = (Duration::from_millis(20), Duration::from_millis(20));
+        }
         Self { dir, lab, bucket, repo, options }
     }
 
