@@ -204,7 +204,26 @@ fn check_tracking(world: &World, vm: usize, progress: &RunInProgress, frozen: &F
                 }
             }
         }
-        if disk.rct_id.is_some() && disk.rct_id != disk.most_recent_id && !progress.disturbed {
+        if let Some(id) = &disk.most_recent_id {
+            world.model().instants.entry((key.clone(), id.clone())).or_insert(frozen.event);
+        }
+        // Where the host made no reference point an older instant serves on; a newer one, or an unknown one, never.
+        let unconverted = report.warnings.iter().any(|one| one.code == WarningCode::ConversionFailed);
+        let is_older = |id: &String| {
+            let instant = world.model().instants.get(&(key.clone(), id.clone())).copied();
+            unconverted && instant.is_some_and(|instant| instant < frozen.event)
+        };
+        if let Some(id) = disk.rct_id.as_ref().filter(|id| is_older(id)) {
+            let mut model = world.model();
+            if let Some(&instant) = model.instants.get(&(key.clone(), id.clone())) {
+                model.tracked_since.insert((report.point.id.clone(), key.clone()), instant);
+            }
+        }
+        if let Some(id) = &disk.rct_id
+            && disk.rct_id != disk.most_recent_id
+            && !is_older(id)
+            && !progress.disturbed
+        {
             world.find(Law::Tracking, format!("{key}: the id of the point is not that of its frozen instant"));
         }
     }
@@ -343,8 +362,11 @@ fn check_cost(world: &World, vm: usize, frozen: &Frozen, report: &VmReport, cost
                 }
             }
             ReadMode::Incremental { base } => {
-                let base = world.model().point(base).map(|base| base.frozen.event);
-                let Some(base) = base else { return };
+                let model = world.model();
+                let own = model.point(base).map(|base| base.frozen.event);
+                let older = model.tracked_since.get(&(base.clone(), key.clone())).copied();
+                drop(model);
+                let Some(base) = older.or(own) else { return };
                 let pieces = now.pieces_touched_after(base, granularity, segment);
                 if disk.read_bytes > pieces * segment && !world.setup.tracking.superset {
                     let what = format!("{key}: {} bytes read for {pieces} segments", disk.read_bytes);

@@ -21,6 +21,10 @@ pub(crate) struct Model {
     pub(crate) event: u64,
     pub(crate) runs: u32,
     pub(crate) clock_offset_s: i64,
+    /// By disk and tracking id: the event at which that instant was frozen.
+    pub(crate) instants: BTreeMap<(String, String), u64>,
+    /// By point and disk: the event whose id the point holds, where that is not its own.
+    pub(crate) tracked_since: BTreeMap<(String, String), u64>,
 }
 
 pub(crate) struct Vm {
