@@ -134,7 +134,7 @@ pub(crate) fn remove_late(
     let Some(late) = journal.late.clone() else { return Ok(Vec::new()) };
     wait_for_jobs(context, vm)?;
     let done = remove_new_checkpoints(context, vm, &late.run_id, &late.tag, &late.known_checkpoints)?;
-    // While it has not appeared it stays in the journal, but not beyond the next run that ends well.
+    // While it has not appeared it stays in the journal; the next run that ends well forgets it.
     if !done.is_empty() {
         journal.late = None;
         context.state.write_journal(vm.id.as_str(), journal)?;

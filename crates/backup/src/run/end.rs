@@ -179,6 +179,8 @@ impl Run<'_> {
         for text in recovery::remove_late(self.context, vm, &mut self.journal)? {
             self.warnings.push(Warning { code: WarningCode::Recovered, text });
         }
+        // One that did not come by the end of the next run comes no more, and what appears from now on is another's.
+        self.journal.late.take_if(|late| late.run_id != self.run_id);
         Ok(merged)
     }
 

@@ -236,6 +236,19 @@ fn row_15_a_checkpoint_that_comes_late_is_removed() {
 }
 
 #[test]
+fn row_15_a_checkpoint_that_never_came_is_not_found_in_that_of_another() {
+    let rig = rig();
+    rig.lab.set_options(|options| options.allow_second_recovery_checkpoint = true).unwrap();
+    rig.lab.set_vss("DC01", VssBehaviour::Hangs).unwrap();
+    assert_eq!(back_up_well(&rig, "hangs").description.consistency, Consistency::Crash);
+    rig.lab.set_vss("DC01", VssBehaviour::Works).unwrap();
+    back_up_well(&rig, "works");
+    let foreign = rig.lab.create_foreign_recovery_checkpoint("DC01").unwrap();
+    rig.back_up().unwrap();
+    assert_eq!(rig.lab.checkpoints("DC01").unwrap().1, [foreign]);
+}
+
+#[test]
 fn row_25_what_cannot_be_asked_is_read_in_full() {
     for code in [0xC03A_0029, 0xC03A_002A, 0xC03A_0030, 0xC03A_0034] {
         let label = format!("{code:#x}");
