@@ -110,7 +110,9 @@ impl Run<'_> {
         let id_of = |disk: &PointDisk| {
             let (base, _) = old.as_ref()?;
             let ReadMode::Incremental { .. } = disk.read else { return None };
-            base.description.disks.iter().find(|one| one.virtual_disk_id == disk.virtual_disk_id)?.rct_id.clone()
+            let mut same = base.description.disks.iter().filter(|one| one.virtual_disk_id == disk.virtual_disk_id);
+            // Of two disks with one identity it is not certain which is which: the next run reads them in full.
+            same.next().filter(|_| same.next().is_none())?.rct_id.clone()
         };
         let rct_ids: Vec<Option<String>> = draft.description.disks.iter().map(id_of).collect();
         let kept = old.map(|(_, path)| path).filter(|_| rct_ids.iter().any(Option::is_some));
