@@ -71,13 +71,39 @@ struct Tally {
     failed_tests: Vec<String>,
     skipped: Vec<String>,
     warnings: Vec<String>,
+    /// What panics said, first lines only: the output of a failed test may be far up, or cut off.
+    panics: Vec<String>,
+    /// A panic's place was the last line; its message comes next.
+    in_panic: bool,
+    /// The suite that runs, as cargo names it.
+    suite: String,
+    /// Seconds that suites took.
+    suites: Vec<(f64, String)>,
 }
+
+/// Suites named as the slowest.
+const SLOWEST: usize = 12;
+/// Panics repeated in the summary. Tests that expect one print it too, so only those that come with a failure count.
+const PANICS: usize = 10;
 
 impl Tally {
     fn take_line(&mut self, line: &str) {
         // A summary within the output repeats what was counted already; its lines are indented.
         let line = line.trim_end();
-        if line.starts_with("SKIPPED ") {
+        if std::mem::take(&mut self.in_panic) {
+            if let Some(panic) = self.panics.last_mut() {
+                *panic += &format!(" {}", line.chars().take(300).collect::<String>());
+            }
+            return;
+        }
+        if line.starts_with("thread '") && line.contains(" panicked at ") {
+            self.panics.push(line.to_owned());
+            self.in_panic = true;
+        } else if let Some(suite) = line.trim_start().strip_prefix("Running ") {
+            // Running tests/kill.rs (target/debug/deps/kill-edfd346b647dd5a0)
+            let program = suite.rsplit(['/', '\\']).next().unwrap_or_default();
+            self.suite = program.split_once('-').map_or(program, |(name, _)| name).to_owned();
+        } else if line.starts_with("SKIPPED ") {
             self.skipped.push(line.to_owned());
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             // test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.02s
@@ -89,6 +115,8 @@ impl Tally {
                     _ => {}
                 }
             }
+            let time = counts.rsplit_once("finished in ").and_then(|(_, time)| time.strip_suffix('s')?.parse().ok());
+            self.suites.push((time.unwrap_or(0.0), std::mem::take(&mut self.suite)));
         } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failed_tests.push(name.to_owned());
         } else if line.contains(") generated ") && line.contains(" warning") {
@@ -102,12 +130,25 @@ impl Tally {
         for name in &self.failed_tests {
             text += &format!("        FAILED {name}\n");
         }
+        if self.failed > 0 {
+            for panic in self.panics.iter().rev().take(PANICS) {
+                text += &format!("        {panic}\n");
+            }
+        }
         for line in &self.warnings {
             text += &format!("        FAILED for a {line}\n");
         }
         text += &format!("skipped {}\n", self.skipped.len());
         for line in &self.skipped {
             text += &format!("        {line}\n");
+        }
+        let mut suites: Vec<_> = self.suites.iter().filter(|(time, _)| *time >= 1.0).collect();
+        suites.sort_by(|a, b| b.0.total_cmp(&a.0));
+        if !suites.is_empty() {
+            text += "slowest suites, in seconds\n";
+        }
+        for (time, suite) in suites.into_iter().take(SLOWEST) {
+            text += &format!("{time:>9.1}  {suite}\n");
         }
         text
     }
@@ -121,7 +162,10 @@ mod tests {
     fn the_output_of_cargo_test_adds_up() {
         let mut tally = Tally::default();
         for line in [
+            "     Running tests/bat.rs (target/debug/deps/bat-edfd346b647dd5a0)",
             "running 3 tests",
+            "thread 'log::tests::replay' (1884) panicked at crates/vhdx/src/log.rs:9:5:",
+            "no entry is sound",
             "test bat::tests::index ... ok",
             "test log::tests::replay ... FAILED",
             "SKIPPED stock_reads_ours: kopia is not installed",
@@ -139,8 +183,14 @@ mod tests {
             failed_tests: vec!["log::tests::replay".into()],
             skipped: vec!["SKIPPED stock_reads_ours: kopia is not installed".into()],
             warnings: vec!["warning: `hyperv` (lib) generated 2 warnings".into()],
+            panics: vec![
+                "thread 'log::tests::replay' (1884) panicked at crates/vhdx/src/log.rs:9:5: no entry is sound".into(),
+            ],
+            suites: vec![(0.02, "bat".into()), (1.5, String::new())],
+            ..Tally::default()
         };
         assert_eq!(tally, expected);
+        assert!(tally.summary().contains("9:5: no entry is sound\n"), "{}", tally.summary());
         assert!(tally.summary().contains("skipped 1\n        SKIPPED stock_reads_ours"), "{}", tally.summary());
     }
 }

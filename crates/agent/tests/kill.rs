@@ -223,7 +223,7 @@ fn sweep_incremental(border: usize, every: u64, phases: &[&str]) {
 const BORDERS: [&str; 2] = ["seam", "bucket"];
 /// Prime, so that the sample meets every place of a pattern of calls. Starting a process costs ten times as much where
 /// CI runs the Windows build.
-const SAMPLE: u64 = if cfg!(windows) { 79 } else { 11 };
+const SAMPLE: u64 = if cfg!(windows) { 79 } else { 17 };
 
 #[test]
 fn scenario_03_full_run_killed_at_a_sample_of_host_calls() {

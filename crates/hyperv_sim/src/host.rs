@@ -62,7 +62,7 @@ impl LabHost {
         let dir = dir.as_ref();
         let root = dir.canonicalize().map_err(LabError::io("resolve", dir))?;
         let store = Store::new(root);
-        let state = store.read_state()?;
+        let state = store.first_state()?;
         let clock = HostClock::new(state.options.clock, state.time_ms);
         Ok(Arc::new(Self { store, clock: Arc::new(clock), fault_counts: FaultCounts::default() }))
     }

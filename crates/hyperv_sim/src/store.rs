@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -70,6 +70,16 @@ impl Store {
             *cache = None;
         }
         Ok(HostLock { cache, _file: file })
+    }
+
+    /// The state of a host that is opened. Under the lock as everything else: Windows replaces no file that somebody
+    /// reads, and the process that commits would fail.
+    pub(crate) fn first_state(&self) -> Result<HostState, LabError> {
+        let path = self.root.join(LOCK_FILE);
+        // Not made here: a folder that holds no host stays as it is.
+        let file = File::options().read(true).write(true).open(&path).map_err(LabError::io("open", &path))?;
+        file.lock().map_err(LabError::io("lock", &path))?;
+        self.read_state()
     }
 
     pub(crate) fn read_state(&self) -> Result<HostState, LabError> {
@@ -148,7 +158,8 @@ impl Store {
 /// Prepares the folder of a new host.
 pub(crate) fn prepare(root: &Path) -> Result<(), LabError> {
     let folder = root.join(HANDLE_FOLDER);
-    fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))
+    fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
+    open_lock_file(&root.join(LOCK_FILE)).map(drop)
 }
 
 /// Replaces a file in one step that survives a power cut: a temporary file, flushed, renamed, and the folder flushed.
@@ -171,12 +182,26 @@ fn replace(path: &Path, content: &[u8], durable: bool) -> Result<(), LabError> {
         file.sync_all().map_err(LabError::io("flush", &temporary))?;
     }
     drop(file);
-    fs::rename(&temporary, path).map_err(LabError::io("replace", path))?;
+    rename(&temporary, path).map_err(LabError::io("replace", path))?;
     if durable && cfg!(unix) {
         let folder = path.parent().unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(LabError::io("flush", folder))?;
     }
     Ok(())
+}
+
+/// A rename that waits on Windows for whoever looks at the old file, were it only to ask whether it is there.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    loop {
+        match fs::rename(from, to) {
+            Err(e) if cfg!(windows) && e.kind() == io::ErrorKind::PermissionDenied && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn open_lock_file(path: &Path) -> Result<File, LabError> {
