@@ -11,6 +11,7 @@
 mod batch;
 mod cli;
 mod commands;
+mod completion;
 mod config;
 mod confirm;
 mod context;
@@ -23,7 +24,6 @@ mod outcome;
 mod output;
 mod password;
 mod progress;
-mod restore_args;
 mod restores;
 mod service;
 mod topics;
@@ -40,6 +40,7 @@ use crate::failure::{Code, Failure};
 use crate::outcome::Outcome;
 
 fn main() -> ExitCode {
+    completion::answer_the_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -137,3 +137,33 @@ fn names_cannot_move_the_cursor() {
         assert!(text.contains("evil\u{fffd}[2J\u{fffd}x"), "{text:?}");
     }
 }
+
+#[test]
+fn tab_offers_what_earlier_commands_saw() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 8, 3);
+    desk.add_vm("SQL 01", 8, 4);
+    // As fish asks: the words so far, the last of them unfinished.
+    let offered = |words: &[&str]| {
+        let mut command = desk.command(["--", "e3-backup-agent"]);
+        let run = finish(command.args(words).env("COMPLETE", "fish"));
+        assert_eq!((run.exit, &*run.stderr), (Some(0), ""), "{run:?}");
+        run.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(offered(&["back"]).contains(&"backup".to_owned()));
+    assert!(offered(&["backup", "--fu"]).contains(&"--full".to_owned()));
+    let has = |words: &[&str], value: &str| offered(words).iter().any(|one| one == value);
+    assert!(!has(&["backup", ""], "DC01"), "nothing was seen yet");
+
+    desk.ok(["vm", "list"]);
+    assert!(has(&["backup", ""], "DC01") && has(&["backup", "DC01", "SQL"], "SQL 01"));
+    let made = desk.json(0, ["backup", "DC01"]);
+    let id = made["vms"][0]["point_id"].as_str().unwrap();
+    desk.ok(["points", "list"]);
+    for words in [&["restore", "disk", ""][..], &["restore", "vm", ""], &["points", "show", ""], &["verify", ""]] {
+        assert!(has(words, id) && has(words, "DC01@latest"), "{words:?}: {:?}", offered(words));
+    }
+    assert!(!has(&["snapshot", "restore", ""], id));
+    let listed = desk.json(0, ["snapshot", "list"]);
+    assert!(has(&["snapshot", "restore", ""], listed["snapshots"][0]["snapshot_id"].as_str().unwrap()));
+}

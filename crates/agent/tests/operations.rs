@@ -154,7 +154,7 @@ fn the_host_is_looked_at_and_put_in_order() {
     desk.add_vm("DC01", 8, 3);
     desk.ok(["host", "check"]);
     // A run that is killed behind its checkpoint.
-    let killed = finish(desk.command(["backup", "DC01"]).env("E3_LAB_KILL_AT", "bucket:30:before"));
+    let killed = finish(desk.command(["backup", "DC01"]).env("E3_LAB_KILL_AT", "bucket:60:before"));
     assert_ne!(killed.exit, Some(0), "{killed:?}");
     desk.lab().create_user_checkpoint("DC01").unwrap();
     desk.lab().set_options(|options| options.allow_second_recovery_checkpoint = true).unwrap();
@@ -180,6 +180,32 @@ fn the_host_is_looked_at_and_put_in_order() {
     let left = desk.json(4, ["host", "check"]);
     let left: Vec<&Value> = left["findings"].as_array().unwrap().iter().map(|finding| &finding["verdict"]).collect();
     assert!(left.iter().all(|verdict| *verdict == "foreign" || *verdict == "news"), "{left:?}");
+}
+
+#[test]
+fn a_checkpoint_goes_also_when_the_repository_is_away() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 8, 3);
+    let killed = finish(desk.command(["backup", "DC01"]).env("E3_LAB_KILL_AT", "bucket:60:before"));
+    assert_ne!(killed.exit, Some(0), "{killed:?}");
+    std::fs::rename(desk.path("repo"), desk.path("away")).unwrap();
+
+    desk.json(4, ["host", "check"]);
+    let cleaned = desk.ok(["host", "clean", "--yes"]);
+    assert!(cleaned.stdout.contains("removed the checkpoint"), "{cleaned:?}");
+    assert!(cleaned.stderr.contains("only checkpoints are removed"), "{cleaned:?}");
+    assert_eq!(desk.lab().checkpoints("DC01").unwrap(), (vec![], vec![]));
+    // The run is still known, and closed when the repository is back.
+    let kinds = |desk: &Desk, exit| {
+        let found = desk.json(exit, ["host", "check"]);
+        let findings = found["findings"].as_array().unwrap().clone();
+        findings.iter().map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&desk, 4), ["unfinished_run"]);
+    std::fs::rename(desk.path("away"), desk.path("repo")).unwrap();
+    desk.ok(["host", "clean", "--yes"]);
+    assert_eq!(kinds(&desk, 0), Vec::<String>::new());
+    desk.ok(["backup", "DC01"]);
 }
 
 #[test]

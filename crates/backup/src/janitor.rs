@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use hyperv::{CheckpointInfo, CheckpointKind, Vm};
 
+use crate::recovery::HostSide;
 use crate::run::BackupContext;
 use crate::state::VmJournal;
 use crate::{BackupError, recovery};
@@ -77,20 +78,20 @@ pub enum Verdict {
 /// Looks at every VM of the host, and at the journals. `from` is the id of another agent whose checkpoints count as ours.
 ///
 /// A VM that is being backed up is left out: what it has belongs there.
-pub fn inspect(context: &BackupContext<'_>, from: Option<&str>) -> Result<Vec<Finding>, BackupError> {
-    let vms = context.host.list_vms().map_err(BackupError::host("list the virtual machines"))?;
+pub fn inspect(side: HostSide<'_>, from: Option<&str>) -> Result<Vec<Finding>, BackupError> {
+    let vms = side.host.list_vms().map_err(BackupError::host("list the virtual machines"))?;
     let mut findings = Vec::new();
     for vm in &vms {
-        let _lock = match context.state.lock_vm(vm.id.as_str(), &vm.name) {
+        let _lock = match side.state.lock_vm(vm.id.as_str(), &vm.name) {
             Ok(lock) => lock,
             Err(BackupError::Busy { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let journal = context.state.journal(vm.id.as_str())?;
-        findings.extend(of_vm(context, vm, &journal, from)?);
+        let journal = side.state.journal(vm.id.as_str())?;
+        findings.extend(of_vm(side, vm, &journal, from)?);
     }
-    for vm_id in context.state.journals()? {
-        let journal = context.state.journal(&vm_id)?;
+    for vm_id in side.state.journals()? {
+        let journal = side.state.journal(&vm_id)?;
         if !vms.iter().any(|vm| vm.id.as_str() == vm_id)
             && (journal.intent.is_some() || !journal.reference_points.is_empty())
         {
@@ -101,12 +102,7 @@ pub fn inspect(context: &BackupContext<'_>, from: Option<&str>) -> Result<Vec<Fi
     Ok(findings)
 }
 
-fn of_vm(
-    context: &BackupContext<'_>,
-    vm: &Vm,
-    journal: &VmJournal,
-    from: Option<&str>,
-) -> Result<Vec<Finding>, BackupError> {
+fn of_vm(side: HostSide<'_>, vm: &Vm, journal: &VmJournal, from: Option<&str>) -> Result<Vec<Finding>, BackupError> {
     let mut findings = Vec::new();
     let mut add = |what, verdict| {
         findings.push(Finding { vm_id: vm.id.to_string(), vm_name: vm.name.clone(), what, verdict });
@@ -115,11 +111,11 @@ fn of_vm(
         let what = Leftover::UnfinishedRun { run_id: intent.run_id.clone(), started: intent.started };
         add(what, Verdict::Ours);
     }
-    let checkpoints = recovery_checkpoints(context, vm)?;
+    let checkpoints = recovery_checkpoints(side, vm)?;
     // The unfinished run's checkpoint has its name: then none without one is its.
     let is_named = journal.intent.as_ref().is_some_and(|intent| checkpoints.iter().any(|one| one.name == intent.tag));
     for checkpoint in checkpoints {
-        let verdict = verdict_on(&checkpoint, context.state.agent_id(), journal, from, is_named);
+        let verdict = verdict_on(&checkpoint, side.state.agent_id(), journal, from, is_named);
         let CheckpointInfo { path, name, created, .. } = checkpoint;
         add(Leftover::Checkpoint { path: path.to_string(), name, created }, verdict);
     }
@@ -129,7 +125,7 @@ fn of_vm(
         let repository_id = &journal.reference_points[at].repository_id;
         Some(journal.reference_points[at + 1..].iter().any(|later| later.repository_id == *repository_id))
     };
-    let points = context
+    let points = side
         .host
         .list_reference_points(&vm.id)
         .map_err(BackupError::host(format!("list the reference points of {}", vm.name)))?;
@@ -152,8 +148,8 @@ fn of_vm(
     Ok(findings)
 }
 
-fn recovery_checkpoints(context: &BackupContext<'_>, vm: &Vm) -> Result<Vec<CheckpointInfo>, BackupError> {
-    let mut all = context
+fn recovery_checkpoints(side: HostSide<'_>, vm: &Vm) -> Result<Vec<CheckpointInfo>, BackupError> {
+    let mut all = side
         .host
         .list_checkpoints(&vm.id)
         .map_err(BackupError::host(format!("list the checkpoints of {}", vm.name)))?;
@@ -182,35 +178,46 @@ fn verdict_on(
 
 /// Removes what is ours; says in words what was done to which VM. What was found before is looked at again, because it
 /// may have changed since.
-pub fn clean(context: &BackupContext<'_>, from: Option<&str>) -> Result<Vec<(String, String)>, BackupError> {
-    let vms = context.host.list_vms().map_err(BackupError::host("list the virtual machines"))?;
+///
+/// Without `backup`, which has the repository, a run that did not end loses its checkpoint only; its journal stays open
+/// for the next backup, or a call with it.
+pub fn clean(
+    side: HostSide<'_>,
+    backup: Option<&BackupContext<'_>>,
+    from: Option<&str>,
+) -> Result<Vec<(String, String)>, BackupError> {
+    let vms = side.host.list_vms().map_err(BackupError::host("list the virtual machines"))?;
     let mut done = Vec::new();
     for vm in &vms {
-        let _lock = match context.state.lock_vm(vm.id.as_str(), &vm.name) {
+        let _lock = match side.state.lock_vm(vm.id.as_str(), &vm.name) {
             Ok(lock) => lock,
             Err(BackupError::Busy { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let mut journal = context.state.journal(vm.id.as_str())?;
+        let mut journal = side.state.journal(vm.id.as_str())?;
         let mut say = |text: String| done.push((vm.name.clone(), text));
-        recovery::recover(context, vm, &mut journal)?.into_iter().for_each(&mut say);
-        for finding in of_vm(context, vm, &journal, from)?.into_iter().filter(|one| one.verdict == Verdict::Ours) {
+        let recovered = match backup {
+            Some(backup) => recovery::recover(backup, vm, &mut journal)?,
+            None => recovery::remove_what_costs(side, vm, &mut journal)?,
+        };
+        recovered.into_iter().for_each(&mut say);
+        for finding in of_vm(side, vm, &journal, from)?.into_iter().filter(|one| one.verdict == Verdict::Ours) {
             match finding.what {
                 Leftover::Checkpoint { path, name, .. } => {
                     let object = hyperv::seam::ObjectPath::new(path);
                     let failed = BackupError::host(format!("remove the checkpoint {name} of {}", vm.name));
-                    context.host.destroy_checkpoint(&object).map_err(failed)?;
+                    side.host.destroy_checkpoint(&object).map_err(failed)?;
                     say(format!("removed the checkpoint {name}"));
                 }
                 Leftover::ReferencePoint { path } => {
                     let object = hyperv::seam::ObjectPath::new(path.clone());
                     let failed = BackupError::host(format!("destroy a superseded reference point of {}", vm.name));
-                    context.host.destroy_reference_point(&object).map_err(failed)?;
+                    side.host.destroy_reference_point(&object).map_err(failed)?;
                     journal.reference_points.retain(|one| one.path != path);
-                    context.state.write_journal(vm.id.as_str(), &journal)?;
+                    side.state.write_journal(vm.id.as_str(), &journal)?;
                     say("removed a superseded reference point".to_owned());
                 }
-                // `recover` has closed it; the others are never ours to remove.
+                // Closed above, or left for the repository; the others are never ours to remove.
                 Leftover::UnfinishedRun { .. } | Leftover::UnmergedDisk { .. } | Leftover::Journal => {}
             }
         }

@@ -58,6 +58,7 @@ pub use point::{
     AbsentDisk, GuestFamily, POINT_VERSION, Point, PointChainFile, PointDescription, PointDisk, ReadMode, SOURCE_USER,
     list_points, select_point,
 };
+pub use recovery::HostSide;
 pub use resources::Resources;
 pub use restore::{DiskQuote, RestoreReport, TargetFormat, quote_disk, restore_disk};
 pub use restore_vm::{

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyperv::seam::ObjectPath;
-use hyperv::{CheckpointInfo, CheckpointKind, Vm};
+use hyperv::{CheckpointInfo, CheckpointKind, Host, Vm};
 use jiff::{SignedDuration, Timestamp};
 use kopia_repo::Repository;
 
@@ -12,13 +12,39 @@ use crate::disk_backup::{lost_pieces, lost_segments};
 use crate::disk_object::DiskObject;
 use crate::point::list_points;
 use crate::run::BackupContext;
-use crate::state::{Converted, Intent, JournalReferencePoint, VmJournal};
+use crate::state::{Converted, HostState, Intent, JournalReferencePoint, VmJournal};
 use crate::{BackupError, Event};
 
 /// A draft older than this is not committed: maintenance may already collect what it names (kopia-format 7.10 rule 4).
 const MAX_DRAFT_AGE: SignedDuration = SignedDuration::from_hours(4);
-/// A job that was started before the crash may still be making a checkpoint.
-const SETTLE: Duration = Duration::from_millis(200);
+/// Least and most time between looks at a VM that the host is busy with.
+pub(crate) const LOOKS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The half of a recovery that needs no repository: what costs the host's volumes goes even when the store is away.
+#[derive(Clone, Copy)]
+pub struct HostSide<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Its locks and journals.
+    pub state: &'a HostState,
+    /// How long a VM may be busy with something else.
+    pub idle_wait: Duration,
+}
+
+/// Removes the checkpoints of a run that did not end. Its journal stays open: whether its point is whole, and so what
+/// becomes of its reference point, is for a recovery that can ask the repository.
+pub(crate) fn remove_what_costs(
+    side: HostSide<'_>,
+    vm: &Vm,
+    journal: &mut VmJournal,
+) -> Result<Vec<String>, BackupError> {
+    let mut done = remove_late(side, vm, journal)?;
+    if let Some(intent) = &journal.intent {
+        wait_for_jobs(side, vm)?;
+        done.extend(remove_checkpoints(side, vm, intent)?);
+    }
+    Ok(done)
+}
 
 /// Brings the VM back to "nothing of ours left over" after a run that did not end. Returns what was done, in words.
 ///
@@ -29,17 +55,18 @@ pub(crate) fn recover(
     vm: &Vm,
     journal: &mut VmJournal,
 ) -> Result<Vec<String>, BackupError> {
-    let mut done = remove_late(context, vm, journal)?;
+    let side = context.host_side();
+    let mut done = remove_late(side, vm, journal)?;
     let Some(intent) = journal.intent.clone() else { return Ok(done) };
     let failed = |what: &str| BackupError::host(format!("{what} of {}", vm.name));
     let host = context.host;
     // A checkpoint that a job is still making would appear behind our back.
-    wait_for_jobs(context, vm)?;
+    wait_for_jobs(side, vm)?;
 
     if intent.repository_id != context.repo.id() {
         // The other repository cannot be asked whether the point exists: keep the reference point, which costs a
         // marker, and remove the checkpoint, which costs the volume.
-        done.extend(remove_checkpoints(context, vm, &intent)?);
+        done.extend(remove_checkpoints(side, vm, &intent)?);
         journal.intent = None;
         context.state.write_journal(vm.id.as_str(), journal)?;
         return Ok(done);
@@ -60,7 +87,7 @@ pub(crate) fn recover(
         _ => None,
     };
 
-    done.extend(remove_checkpoints(context, vm, &intent)?);
+    done.extend(remove_checkpoints(side, vm, &intent)?);
     match outcome {
         Some(converted) => supersede(context, vm, journal, &converted)?,
         None => {
@@ -126,18 +153,14 @@ pub(crate) fn supersede(
 }
 
 /// Removes a checkpoint that came after its run had stopped to wait for it.
-pub(crate) fn remove_late(
-    context: &BackupContext<'_>,
-    vm: &Vm,
-    journal: &mut VmJournal,
-) -> Result<Vec<String>, BackupError> {
+pub(crate) fn remove_late(side: HostSide<'_>, vm: &Vm, journal: &mut VmJournal) -> Result<Vec<String>, BackupError> {
     let Some(late) = journal.late.clone() else { return Ok(Vec::new()) };
-    wait_for_jobs(context, vm)?;
-    let done = remove_new_checkpoints(context, vm, &late.run_id, &late.tag, &late.known_checkpoints)?;
+    wait_for_jobs(side, vm)?;
+    let done = remove_new_checkpoints(side, vm, &late.run_id, &late.tag, &late.known_checkpoints)?;
     // While it has not appeared it stays in the journal; the next run that ends well forgets it.
     if !done.is_empty() {
         journal.late = None;
-        context.state.write_journal(vm.id.as_str(), journal)?;
+        side.state.write_journal(vm.id.as_str(), journal)?;
     }
     Ok(done)
 }
@@ -161,18 +184,18 @@ pub(crate) fn remove_new_reference_points(
     Ok(())
 }
 
-fn remove_checkpoints(context: &BackupContext<'_>, vm: &Vm, intent: &Intent) -> Result<Vec<String>, BackupError> {
-    remove_new_checkpoints(context, vm, &intent.run_id, &intent.tag, &intent.known_checkpoints)
+fn remove_checkpoints(side: HostSide<'_>, vm: &Vm, intent: &Intent) -> Result<Vec<String>, BackupError> {
+    remove_new_checkpoints(side, vm, &intent.run_id, &intent.tag, &intent.known_checkpoints)
 }
 
 fn remove_new_checkpoints(
-    context: &BackupContext<'_>,
+    side: HostSide<'_>,
     vm: &Vm,
     run_id: &str,
     tag: &str,
     known_checkpoints: &[String],
 ) -> Result<Vec<String>, BackupError> {
-    let host = context.host;
+    let host = side.host;
     let mut done = Vec::new();
     let checkpoints =
         host.list_checkpoints(&vm.id).map_err(BackupError::host(format!("list the checkpoints of {}", vm.name)))?;
@@ -232,16 +255,18 @@ fn can_commit(
     Ok(true)
 }
 
-fn wait_for_jobs(context: &BackupContext<'_>, vm: &Vm) -> Result<(), BackupError> {
-    let clock = &context.host.seam().clock;
+/// A job that was started before the crash may still be making a checkpoint.
+fn wait_for_jobs(side: HostSide<'_>, vm: &Vm) -> Result<(), BackupError> {
+    let clock = &side.host.seam().clock;
     let start = clock.monotonic();
     loop {
-        let now = context.host.vm(&vm.id).map_err(BackupError::host(format!("look at VM {}", vm.name)))?;
+        let now = side.host.vm(&vm.id).map_err(BackupError::host(format!("look at VM {}", vm.name)))?;
         let idle = now.is_none_or(|vm| vm.operation.is_none());
-        if idle || clock.monotonic().saturating_sub(start) >= context.options.idle_wait {
+        let waited = clock.monotonic().saturating_sub(start);
+        if idle || waited >= side.idle_wait {
             return Ok(());
         }
-        clock.sleep(SETTLE);
+        clock.sleep(hyperv::next_look(waited, LOOKS.0, LOOKS.1));
     }
 }
 

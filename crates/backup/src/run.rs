@@ -26,6 +26,7 @@ use crate::commit::{DraftFile, PointDraft, commit, timestamp};
 use crate::error::chain_text;
 use crate::observer::{Event, Observer};
 use crate::point::{PointDescription, PointDisk};
+use crate::recovery::HostSide;
 use crate::source_guard::SourceGuard;
 use crate::state::{HostState, Intent, PastRun, VmJournal, random_hex};
 use crate::{BackupError, Cancel, evidence, recovery};
@@ -46,6 +47,13 @@ pub struct BackupContext<'a> {
     pub observer: &'a dyn Observer,
     /// Who may stop it.
     pub cancel: &'a Cancel,
+}
+
+impl<'a> BackupContext<'a> {
+    /// What of it needs no repository.
+    pub fn host_side(&self) -> HostSide<'a> {
+        HostSide { host: self.host, state: self.state, idle_wait: self.options.idle_wait }
+    }
 }
 
 /// A new run id: one per invocation, however many VMs it covers.

@@ -79,6 +79,7 @@ mod changes;
 mod frozen;
 
 mod merge;
+mod pace;
 mod reference_point;
 
 mod power;
@@ -99,6 +100,7 @@ pub use inventory::{ExcludedDisk, Exclusion, FindError, TrackingSupport, Unreada
 pub use job::{Cancel, JobLimits};
 pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};
 pub use names::{ControllerKind, DiskSlot, NotASlot, VmId, file_name, slot_part};
+pub use pace::next_look;
 pub use protection::{Caution, FullOnly, Impossible, Protection};
 pub use reached::Reached;
 pub use recreate::{

@@ -9,6 +9,7 @@ use crate::devices::{DiskRole, disk_devices};
 use crate::host::MANAGEMENT_SERVICE;
 use crate::inventory::{COMPONENT, DEVICES, MEDIA, SETTINGS, is_active};
 use crate::job::{Invocation, JobLimits};
+use crate::pace::next_look;
 use crate::seam::{CimValue, Instance};
 use crate::{Error, ErrorKind, FrozenDisk, Host, Operation, VmId, cim_xml, wql};
 
@@ -59,8 +60,8 @@ pub struct UnmergedDisk {
     pub depth_before: usize,
 }
 
-/// Time between looks.
-const POLL: Duration = Duration::from_secs(2);
+/// Least and most time between looks: a merge takes a second, or hours.
+const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 impl Host {
     /// Waits until the chains of a VM's disks are no longer than before, at most `limit`; with a limit of zero it only
@@ -81,14 +82,15 @@ impl Host {
             if unmerged.is_empty() {
                 return Ok(MergeOutcome::Merged);
             }
-            if clock.monotonic().saturating_sub(start) >= limit {
+            let waited = clock.monotonic().saturating_sub(start);
+            if waited >= limit {
                 return Ok(if merging {
                     MergeOutcome::StillMerging { disks: unmerged }
                 } else {
                     MergeOutcome::Blocked { disks: unmerged, merging_is_off: self.merging_is_off(attempt, vm)? }
                 });
             }
-            clock.sleep(POLL);
+            clock.sleep(next_look(waited, LOOKS.0, LOOKS.1).min(limit - waited));
         }
     }
 

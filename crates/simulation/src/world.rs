@@ -240,26 +240,31 @@ impl World {
         if let Some(repo) = &*agent {
             return Ok(repo.clone());
         }
+        let repo = self.open_repository()?;
+        *agent = Some(repo.clone());
+        Ok(repo)
+    }
+
+    /// The repository as a process that just started sees it.
+    fn open_repository(&self) -> Result<Arc<Repository>, BackupError> {
         let reached = Reached { inner: self.store.clone() as Arc<dyn Bucket>, border: self.border.clone() };
         let storage = Storage { bucket: Arc::new(reached), kind: StorageKind::ObjectStore };
         let (clock, offset_ms) = (self.hosts[0].lab.clock(), self.offset_ms.clone());
         let other = self.hosts[1].lab.clock();
         let now = move || shifted(clock.now().max(other.now()), offset_ms.load(Ordering::Relaxed));
         let client = ClientOptions { clock: Arc::new(now), inline: true, ..ClientOptions::new("e3", "HOSTA") };
-        let repo = template().repo.open_beside(&storage, client)?;
-        *agent = Some(repo.clone());
-        Ok(repo)
+        Ok(template().repo.open_beside(&storage, client)?)
     }
 
     /// Runs `work` as the agent on a VM's host.
     fn as_agent<T>(
         &self,
+        repo: &Arc<Repository>,
         vm: usize,
         run: &Run,
         cancel: &Cancel,
         work: impl FnOnce(&BackupContext<'_>, &hyperv::Vm) -> Result<T, BackupError>,
     ) -> Result<T, BackupError> {
-        let repo = self.agents_repository()?;
         let (host_number, id) = {
             let model = self.model();
             (model.vms[vm].host, model.vms[vm].id.clone())
@@ -275,7 +280,7 @@ impl World {
         let context = BackupContext {
             host: &host,
             host_name: HOST_NAMES[host_number],
-            repo: &repo,
+            repo,
             state: &state,
             options: &options,
             observer: &Silent,
@@ -288,13 +293,16 @@ impl World {
     pub(crate) fn back_up(&self, vm: usize, run: &Run) {
         let cancel = Cancel::default();
         self.begin_run(vm);
-        if let Err(error) = self.agents_repository() {
-            return self.find(Law::Progress, format!("the repository does not open: {}", chain(&error)));
-        }
+        let repo = match self.agents_repository() {
+            Ok(repo) => repo,
+            Err(error) => {
+                return self.find(Law::Progress, format!("the repository does not open: {}", chain(&error)));
+            }
+        };
         self.arm(run, &cancel);
         let stored_before = self.store.tally().put_bytes;
         let read_before = self.read.load(Ordering::Relaxed);
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_agent(vm, run, &cancel)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_agent(&repo, vm, run, &cancel)));
         self.store.revive();
         let (calls, died) = self.border.disarm();
         let cost = laws::Cost {
@@ -318,9 +326,15 @@ impl World {
         self.synchronise();
     }
 
-    fn run_agent(&self, vm: usize, run: &Run, cancel: &Cancel) -> Result<VmReport, BackupError> {
+    fn run_agent(
+        &self,
+        repo: &Arc<Repository>,
+        vm: usize,
+        run: &Run,
+        cancel: &Cancel,
+    ) -> Result<VmReport, BackupError> {
         let id = self.model().vms[vm].run.as_ref().map(|run| run.id.clone()).unwrap_or_default();
-        self.as_agent(vm, run, cancel, |context, found| back_up_vm(context, found, &id))
+        self.as_agent(repo, vm, run, cancel, |context, found| back_up_vm(context, found, &id))
     }
 
     fn arm(&self, run: &Run, cancel: &Cancel) {
@@ -355,7 +369,10 @@ impl World {
                 if !busy {
                     self.begin_run(vm);
                 }
-                let result = self.run_agent(vm, &Run::default(), &Cancel::default());
+                // A process of its own: within this one it would be a thread, which waits where this thread holds a
+                // lock of the repository.
+                let (run, cancel) = (Run::default(), Cancel::default());
+                let result = self.open_repository().and_then(|repo| self.run_agent(&repo, vm, &run, &cancel));
                 match (busy, result) {
                     (true, Err(BackupError::Busy { .. })) => self.count("outcome busy"),
                     (true, Err(_)) if self.model().is_broken_for(vm) => {}
@@ -386,7 +403,8 @@ impl World {
         if self.model().vms[vm].run.is_some() {
             return;
         }
-        let result = self.as_agent(vm, &Run::default(), &Cancel::default(), settle_vm);
+        let (run, cancel) = (Run::default(), Cancel::default());
+        let result = self.agents_repository().and_then(|repo| self.as_agent(&repo, vm, &run, &cancel, settle_vm));
         match result {
             Ok(done) => {
                 self.border.tell(&format!("settled: {} things", done.len()));

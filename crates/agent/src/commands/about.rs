@@ -25,8 +25,7 @@ pub fn version(global: &Global) -> Result<Outcome, Failure> {
 
 /// `completion SHELL`
 pub fn completion(shell: clap_complete::Shell) -> Result<Outcome, Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "e3-backup-agent", &mut script);
+    let script = crate::completion::script(&shell.to_string())?;
     print(&String::from_utf8_lossy(&script));
     Ok(Outcome::DONE)
 }

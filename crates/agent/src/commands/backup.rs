@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::batch::{VmResult, back_up_all, exit_code, peak_rss_bytes};
 use crate::cli::BackupArgs;
+use crate::completion;
 use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::OpenHost;
@@ -99,6 +100,7 @@ fn options(arguments: &BackupArgs) -> Result<BackupOptions, Failure> {
 fn find_vms(host: &OpenHost, arguments: &BackupArgs) -> Result<Vec<Vm>, Failure> {
     if arguments.all {
         let mut vms = host.host.list_vms().attempt("list the virtual machines", &*host.name)?;
+        completion::remember_vms(vms.iter().map(|vm| &*vm.name));
         let left_out = |vm: &Vm| {
             arguments
                 .except

@@ -1,9 +1,12 @@
 //! `host check`, `host clean`: whether this host can be backed up, and what former runs left on it.
 
+use std::sync::Arc;
+
 use backup::janitor::{Finding, Leftover, Verdict, clean, inspect};
-use backup::{BackupContext, BackupOptions, Silent};
+use backup::{BackupContext, BackupOptions, HostSide, Silent};
 use hyperv::{HostFacts, Protection};
 use jiff::Timestamp;
+use kopia_repo::Repository;
 use serde_json::{Value, json};
 
 use crate::cli::HostCommand;
@@ -24,34 +27,15 @@ pub fn run(context: &Context, command: &HostCommand) -> Result<Outcome, Failure>
     }
 }
 
-/// Calls `work` with what the janitor needs.
-fn with_backup<T>(
-    context: &Context,
-    host: &OpenHost,
-    work: impl FnOnce(&BackupContext<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let repo = context.repository()?;
-    let state = host.state()?;
-    let options = BackupOptions::new(PROGRAM);
-    let interrupt = Interrupt::watch();
-    work(&BackupContext {
-        host: &host.host,
-        host_name: &host.name,
-        repo: &repo,
-        state: &state,
-        options: &options,
-        observer: &Silent,
-        cancel: interrupt.cancel(),
-    })
-}
-
 fn check(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
     let what = "check the host";
     // Opening it proves the service and the rights.
     let host = context.host()?;
     let facts = host.host.probe().attempt(what, &*host.name)?;
     let vms = host.host.list_vms().attempt(what, &*host.name)?;
-    let findings = with_backup(context, &host, |backup| inspect(backup, from).attempt(what, &*host.name))?;
+    let (state, options) = (host.state()?, BackupOptions::new(PROGRAM));
+    let side = HostSide { host: &host.host, state: &state, idle_wait: options.idle_wait };
+    let findings = inspect(side, from).attempt(what, &*host.name)?;
     let impossible: Vec<_> = vms.iter().filter(|vm| matches!(vm.protection(), Protection::Impossible(_))).collect();
     let exit = if findings.is_empty() && impossible.is_empty() { 0 } else { 4 };
     if context.global.json {
@@ -121,28 +105,57 @@ fn show_host(host: &OpenHost, facts: &HostFacts) {
 fn clean_up(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
     let what = "clean the host";
     let host = context.host()?;
-    with_backup(context, &host, |backup| {
-        let findings = inspect(backup, from).attempt(what, &*host.name)?;
-        let ours = findings.iter().filter(|finding| finding.verdict == Verdict::Ours).count();
-        if !context.global.json {
-            show_findings(&findings);
+    let (state, options) = (host.state()?, BackupOptions::new(PROGRAM));
+    let side = HostSide { host: &host.host, state: &state, idle_wait: options.idle_wait };
+    let findings = inspect(side, from).attempt(what, &*host.name)?;
+    let ours = findings.iter().filter(|finding| finding.verdict == Verdict::Ours).count();
+    if !context.global.json {
+        show_findings(&findings);
+    }
+    if ours > 0 {
+        confirm(&host.name, ours, context)?;
+    }
+    let repo = match findings.iter().any(|finding| matches!(finding.what, Leftover::UnfinishedRun { .. })) {
+        true => repository_if_there_is_one(context),
+        false => None,
+    };
+    let interrupt = Interrupt::watch();
+    let backup = repo.as_ref().map(|repo| BackupContext {
+        host: &host.host,
+        host_name: &host.name,
+        repo,
+        state: &state,
+        options: &options,
+        observer: &Silent,
+        cancel: interrupt.cancel(),
+    });
+    let done = clean(side, backup.as_ref(), from).attempt(what, &*host.name)?;
+    if context.global.json {
+        let done: Vec<Value> = done.iter().map(|(vm, text)| json!({ "vm_name": vm, "text": text })).collect();
+        let left = inspect(side, from).attempt(what, &*host.name)?;
+        let left: Vec<Value> = left.iter().map(finding_json).collect();
+        json_document(&json!({ "host": host.name, "done": done, "left": left }));
+    } else if done.is_empty() {
+        line("nothing of ours was left on the host");
+    } else {
+        done.iter().for_each(|(vm, text)| line(&visible(&format!("{vm}  {text}"))));
+    }
+    Ok(Outcome::DONE)
+}
+
+/// Whether the point of a run that did not end is whole, only the repository knows. A checkpoint grows on the host
+/// meanwhile, so it goes also when the store cannot be reached.
+fn repository_if_there_is_one(context: &Context) -> Option<Arc<Repository>> {
+    match context.repository() {
+        Ok(repo) => Some(repo),
+        Err(failure) => {
+            note(&format!(
+                "only checkpoints are removed; the rest waits for the next backup: {}",
+                visible(&failure.to_string())
+            ));
+            None
         }
-        if ours > 0 {
-            confirm(&host.name, ours, context)?;
-        }
-        let done = clean(backup, from).attempt(what, &*host.name)?;
-        if context.global.json {
-            let done: Vec<Value> = done.iter().map(|(vm, text)| json!({ "vm_name": vm, "text": text })).collect();
-            let left = inspect(backup, from).attempt(what, &*host.name)?;
-            let left: Vec<Value> = left.iter().map(finding_json).collect();
-            json_document(&json!({ "host": host.name, "done": done, "left": left }));
-        } else if done.is_empty() {
-            line("nothing of ours was left on the host");
-        } else {
-            done.iter().for_each(|(vm, text)| line(&visible(&format!("{vm}  {text}"))));
-        }
-        Ok(Outcome::DONE)
-    })
+    }
 }
 
 /// Removing a checkpoint makes the host merge files, so it is asked for.

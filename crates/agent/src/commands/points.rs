@@ -12,6 +12,7 @@ use super::backup::short;
 use super::holds;
 use crate::batch::disk_json;
 use crate::cli::PointsCommand;
+use crate::completion;
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure, chain_text};
 use crate::outcome::Outcome;
@@ -49,6 +50,7 @@ fn list(context: &Context, repo: &Arc<Repository>, vm: Option<&str>) -> Result<O
     let what = "list the points";
     let on = repo.display_name();
     let mut points = list_points(repo, None).attempt(what, &*on)?;
+    completion::remember_points(&points);
     if let Some(vm) = vm {
         points.retain(|point| point.vm_id.eq_ignore_ascii_case(vm) || point.vm_name == vm);
         if points.is_empty() {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use self::show::{difference_json, obstacle_json, plan_json, show_differences, show_obstacles, show_plan};
 use super::backup::short;
+use crate::cli::RestoreVmArgs;
 use crate::confirm;
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};
@@ -20,7 +21,6 @@ use crate::limits::Throttles;
 use crate::outcome::Outcome;
 use crate::output::{json_document, json_line, line, note};
 use crate::progress::Progress;
-use crate::restore_args::RestoreVmArgs;
 use crate::restores;
 use crate::units::{duration, rate, size, visible};
 

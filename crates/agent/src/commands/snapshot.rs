@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::backup::short;
 use crate::cli::SnapshotCommand;
+use crate::completion;
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure, chain_text};
 use crate::outcome::Outcome;
@@ -30,6 +31,7 @@ fn list(context: &Context, repo: &Arc<Repository>) -> Result<Outcome, Failure> {
     let on = repo.display_name();
     let mut snapshots = repo.snapshots(&[]).attempt("list the snapshots", &*on)?;
     snapshots.reverse();
+    completion::remember_snapshots(snapshots.iter().map(|snapshot| &*snapshot.id));
     if context.global.json {
         json_document(&json!({ "snapshots": snapshots.iter().map(snapshot_json).collect::<Vec<_>>() }));
         return Ok(Outcome::DONE);

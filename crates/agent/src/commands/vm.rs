@@ -5,6 +5,7 @@ use hyperv::{Exclusion, Protection, TrackingSupport, Vm, VmState, VssReadiness};
 use serde_json::{Value, json};
 
 use crate::cli::VmCommand;
+use crate::completion;
 use crate::context::Context;
 use crate::failure::{Attempt as _, Failure};
 use crate::outcome::Outcome;
@@ -23,6 +24,7 @@ fn list(context: &Context) -> Result<Outcome, Failure> {
     let host = context.host()?;
     let mut vms = host.host.list_vms().attempt("list the virtual machines", &*host.name)?;
     vms.sort_by(|a, b| (a.name.to_lowercase(), a.id.as_str()).cmp(&(b.name.to_lowercase(), b.id.as_str())));
+    completion::remember_vms(vms.iter().map(|vm| &*vm.name));
     if context.global.json {
         json_document(&json!({ "host": host.name, "vms": vms.iter().map(vm_json).collect::<Vec<_>>() }));
         return Ok(Outcome::DONE);

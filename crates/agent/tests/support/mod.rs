@@ -93,6 +93,8 @@ impl Desk {
         }
         command.env("E3_CONFIG", self.path("config.toml")).env("E3_REPOSITORY", "repo").env("E3_HOST", "lab:lab");
         command.env("E3_PASSWORD", PASSWORD).env("TZ", "UTC");
+        // Where what Tab offers is remembered.
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("LOCALAPPDATA", self.path("cache"));
         command
     }
 

@@ -178,7 +178,7 @@ impl Run<'_> {
             };
             self.warn(&vm.name, WarningCode::MergePending, format!("the merge was not seen to end: {text}{again}"));
         }
-        for text in recovery::remove_late(self.context, vm, &mut self.journal)? {
+        for text in recovery::remove_late(self.context.host_side(), vm, &mut self.journal)? {
             self.warnings.push(Warning { code: WarningCode::Recovered, text });
         }
         // One that did not come by the end of the next run comes no more, and what appears from now on is another's.

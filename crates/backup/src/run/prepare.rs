@@ -1,7 +1,5 @@
 //! Before the checkpoint: the VM at rest and fit, the base, the intent in the journal.
 
-use std::time::Duration;
-
 use hyperv::{Host, Vm, VmState};
 
 use super::Run;
@@ -11,6 +9,7 @@ use crate::BackupError;
 use crate::commit::timestamp;
 use crate::error::chain_text;
 use crate::point::{Point, PointDescription, list_points};
+use crate::recovery::LOOKS;
 use crate::restore_vm::unfinished_in_place;
 use crate::state::Intent;
 
@@ -70,13 +69,14 @@ impl Run<'_> {
             if self.context.cancel.is_cancelled() {
                 return Err(BackupError::Cancelled);
             }
-            if clock.monotonic().saturating_sub(start) >= self.context.options.idle_wait {
+            let waited = clock.monotonic().saturating_sub(start);
+            if waited >= self.context.options.idle_wait {
                 return Err(BackupError::NotBackupable {
                     vm: vm.name.clone(),
                     problem: format!("the host has been busy with it for too long ({waiting}); try again later"),
                 });
             }
-            clock.sleep(Duration::from_millis(200));
+            clock.sleep(hyperv::next_look(waited, LOOKS.0, LOOKS.1));
         }
     }
 
@@ -113,6 +113,8 @@ impl Run<'_> {
     /// base or none, which costs a full read at most.
     pub(super) fn base(&mut self, vm: &Vm) -> Result<Option<Base>, BackupError> {
         let repo = self.context.repo;
+        // Another agent may have made or deleted points of this VM since this process opened the repository.
+        repo.refresh()?;
         for point in list_points(repo, Some(vm.id.as_str()))?.into_iter().rev() {
             match point.describe(repo) {
                 Ok(description) => return Ok(Some(Base { point, description })),

@@ -1,11 +1,13 @@
 //! The failure matrix (spec hyperv 11, control-api 3.8): each row that the lab host can play, by its number.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use backup::{BackupError, Consistency, FullReason, WarningCode};
+use hyperv::seam::{CimValue, Instance, Namespace};
 use hyperv::{CreateError, ErrorKind};
-use hyperv_sim::{DiskSource, Fault, LabOptions, VssBehaviour};
+use hyperv_sim::{DiskSource, Fault, LabOptions, RestartPhase, VssBehaviour};
+use kopia_repo::{ClientOptions, Storage, StorageKind};
 
 use crate::support::{Rig, full_reasons};
 
@@ -42,6 +44,67 @@ fn back_up_well(rig: &Rig, label: &str) -> backup::VmReport {
 fn kind_of(error: &BackupError) -> Option<ErrorKind> {
     let BackupError::Host { source, .. } = error else { return None };
     source.downcast_ref::<CreateError>().map(CreateError::kind)
+}
+
+/// A call by somebody else, whose job is not waited for.
+fn call_as_another(rig: &Rig, service: &str, method: &str, parameters: &[(&str, CimValue)]) {
+    let wmi = rig.lab.plain_seam().wmi;
+    let services = wmi.query(Namespace::Virtualization, &format!("SELECT * FROM {service}")).unwrap();
+    let service = services[0].path.clone().unwrap();
+    let output = wmi.call(Namespace::Virtualization, &service, method, parameters).unwrap();
+    assert!([0, 4096].contains(&output.return_value), "{output:?}");
+}
+
+fn only(rig: &Rig, wql: &str) -> Instance {
+    let mut found = rig.lab.plain_seam().wmi.query(Namespace::Virtualization, wql).unwrap();
+    assert_eq!(found.len(), 1, "{wql}");
+    found.remove(0)
+}
+
+#[test]
+fn row_03_a_service_that_restarts_is_connected_to_again() {
+    let rig = rig();
+    rig.lab
+        .inject(Fault::ServiceRestarts { method: None, after_calls: 0, phase: RestartPhase::Before, down_ms: 20_000 })
+        .unwrap();
+    let took = seconds(&rig, || _ = back_up_well(&rig, "the service was away"));
+    assert!((20..60).contains(&took), "{took} s");
+}
+
+#[test]
+fn row_06_a_vm_that_the_host_is_busy_with_is_waited_for_and_then_skipped() {
+    for (busy_ms, goes_on) in [(120_000, true), (3_600_000, false)] {
+        let rig = rig();
+        let usual = LabOptions::default().job_ms;
+        rig.lab.set_options(|options| options.job_ms = busy_ms).unwrap();
+        let vm = only(&rig, "SELECT * FROM Msvm_ComputerSystem WHERE ElementName = 'DC01'").path.unwrap();
+        let user_checkpoint: u16 = 2;
+        call_as_another(
+            &rig,
+            "Msvm_VirtualSystemSnapshotService",
+            "CreateSnapshot",
+            &[
+                ("AffectedSystem", CimValue::Reference(vm)),
+                ("SnapshotSettings", CimValue::String(String::new())),
+                ("SnapshotType", CimValue::Uint16(user_checkpoint)),
+            ],
+        );
+        rig.lab.set_options(|options| options.job_ms = usual).unwrap();
+        let mut result = None;
+        let took = seconds(&rig, || result = Some(rig.back_up()));
+        match result.unwrap() {
+            Ok(report) => {
+                assert!(goes_on && (120..180).contains(&took), "{took} s");
+                rig.assert_restores("after the wait", &report.point, &rig.guest_disks("DC01"));
+            }
+            Err(BackupError::NotBackupable { problem, .. }) => {
+                assert!(!goes_on && problem.contains("busy"), "{problem}");
+                assert!((900..960).contains(&took), "{took} s");
+                assert!(rig.points().is_empty());
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 #[test]
@@ -460,4 +523,49 @@ fn row_36_a_merge_that_ends_by_itself_is_seen_by_the_next_run() {
     rig.guest_write(3, 1);
     let report = back_up_well(&rig, "merged");
     assert!(report.host.merge.is_some());
+}
+
+#[test]
+fn row_37_merging_that_is_switched_off_is_switched_on_and_said() {
+    let rig = rig();
+    let mut setting = only(&rig, "SELECT * FROM Msvm_DiskMergeSettingData");
+    setting.properties.insert("EnabledState".into(), CimValue::Uint16(0));
+    let text = CimValue::String(hyperv::cim_xml::to_text(&setting).unwrap());
+    call_as_another(&rig, "Msvm_VirtualSystemManagementService", "ModifyDiskMergeSettings", &[("SettingData", text)]);
+    let report = back_up_well(&rig, "merging was off");
+    assert_eq!(warnings(&report, WarningCode::MergePending), 0, "{:?}", report.warnings);
+    assert!(report.warnings.iter().any(|one| one.text.contains("switched on again")), "{:?}", report.warnings);
+    assert_eq!(only(&rig, "SELECT * FROM Msvm_DiskMergeSettingData").get("EnabledState").as_u64(), Some(1));
+    assert!(back_up_well(&rig, "and after").warnings.is_empty());
+}
+
+#[test]
+fn row_52_a_clock_that_disagrees_with_the_storage_is_refused_before_the_checkpoint() {
+    let mut rig = rig();
+    let right = rig.repo.clone();
+    let off_by = |seconds: i64| {
+        let storage = Storage { bucket: rig.bucket.clone(), kind: StorageKind::ObjectStore };
+        let clock = Arc::new(move || {
+            let (now, off) = (SystemTime::now(), Duration::from_secs(seconds.unsigned_abs()));
+            if seconds < 0 { now - off } else { now + off }
+        });
+        let client = ClientOptions { clock, ..ClientOptions::new("tester", "testhost") };
+        right.open_beside(&storage, client).unwrap()
+    };
+    for (seconds, is_refused) in [(600, true), (-600, true), (120, false)] {
+        rig.repo = off_by(seconds);
+        let phases = Mutex::new(Vec::new());
+        let result = rig.back_up_and(|phase| phases.lock().unwrap().push(phase.to_owned()));
+        let was_frozen = phases.lock().unwrap().iter().any(|phase| phase == "creating the checkpoint");
+        assert_eq!((result.is_err(), was_frozen), (is_refused, !is_refused), "{seconds} s off: {result:?}");
+        if let Err(error) = result {
+            let text = with_causes(&error);
+            assert!(text.contains("clock of this machine is"), "{seconds} s off: {text}");
+        }
+    }
+}
+
+/// An error with its causes.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(|error| format!("{error}: ")).collect()
 }

@@ -9,6 +9,7 @@ use backup::{
 use serde_json::{Value, json};
 
 use super::{ask_about_decisions, obstacle_json, refuse_blocked, show_obstacles};
+use crate::cli::RestoreVmArgs;
 use crate::commands::backup::short;
 use crate::confirm;
 use crate::context::{Context, PROGRAM};
@@ -18,7 +19,6 @@ use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
 use crate::output::{json_document, json_line, line, note};
 use crate::progress::Progress;
-use crate::restore_args::RestoreVmArgs;
 use crate::units::{duration, size, visible};
 
 pub fn run(

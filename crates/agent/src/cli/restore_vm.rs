@@ -1,7 +1,9 @@
 //! The arguments of `restore vm`, with their help.
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 
+use crate::completion;
 use crate::units::parse_size;
 
 pub const RESTORE_VM_EXAMPLES: &str = "\
@@ -34,6 +36,7 @@ Exit codes: 0 done, 4 done with warnings (0 with --warnings-ok), 5 obstacles; th
 #[derive(Args, Debug)]
 pub struct RestoreVmArgs {
     /// Id, unique prefix, VM@latest or VM@N
+    #[arg(add = ArgValueCandidates::new(completion::points))]
     pub point: String,
     /// Its name; by default the one it had, with -restored behind it if that is taken
     #[arg(long)]
