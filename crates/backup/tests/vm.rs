@@ -9,8 +9,8 @@ use support::{Rig, assert_same, differing_segments};
 #[test]
 fn scenario_01_full_then_twenty_incrementals_each_restored() {
     let rig =
-        Rig::new(&[DiskSource::Empty { size_bytes: 192 << 20 }, DiskSource::Empty { size_bytes: (64 << 20) + 512 }]);
-    rig.guest_write(1, 60);
+        Rig::new(&[DiskSource::Empty { size_bytes: 96 << 20 }, DiskSource::Empty { size_bytes: (32 << 20) + 512 }]);
+    rig.guest_write(1, 40);
     let mut states = Vec::new();
     let mut last: Vec<Vec<u8>> = Vec::new();
     for run in 0..=20_u64 {

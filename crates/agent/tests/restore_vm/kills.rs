@@ -9,7 +9,7 @@ use hyperv_sim::VmOptions;
 use super::*;
 
 /// Prime, so that the sample meets every place of a pattern of calls.
-const SAMPLE: u64 = if cfg!(windows) { 79 } else { 13 };
+const SAMPLE: u64 = if cfg!(windows) { 79 } else { 29 };
 
 /// How many calls to the host a run makes.
 fn count_calls(desk: &Desk, arguments: &[&str]) -> u64 {
