@@ -1,16 +1,19 @@
 //! What guests, administrators, storage and others do; each act also changes the model, if the world let it happen.
 
+mod disks;
+mod failures;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyperv::Host;
-use hyperv_sim::{Companions, DiskSource, Fault, LabError, LabHost, RestartPhase, VmOptions};
+use hyperv_sim::{DiskSource, LabError, LabHost, VmOptions};
 
 use crate::laws;
 use crate::maintenance;
-use crate::model::{Copy, Disk, UNIT, UserCheckpoint};
-use crate::story::{Act, HostFault, Revert};
-use crate::world::{HALF_MIB, World, key_of, name_of};
+use crate::model::{Disk, UNIT, UserCheckpoint};
+use crate::story::Act;
+use crate::world::{World, name_of};
 
 impl World {
     /// Lets one thing happen. An act that the world refuses changes nothing.
@@ -306,149 +309,6 @@ impl World {
         Ok(true)
     }
 
-    fn copy_disk(&self, vm: u8, disk: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let disk = self.disk_number(number, disk);
-        if !self.model().vms[number].checkpoints.is_empty() || lab.disk_chain(&id, disk)?.len() != 1 {
-            return Ok(false);
-        }
-        let copy = lab.copy_disk(&id, disk)?;
-        let mut model = self.model();
-        let event = model.next_event();
-        let of = &model.vms[number].disks[disk];
-        let (key, content) = (of.key.clone(), of.content.clone());
-        model.copies.push(Copy { copy, vm: number, key, content, event });
-        Ok(true)
-    }
-
-    fn revert_disk(&self, which: u8, how: Revert) -> Result<bool, LabError> {
-        let (number, index, copy, content, taken) = {
-            let model = self.model();
-            let Some(copy) = model.copies.get(usize::from(which) % model.copies.len().max(1)) else { return Ok(false) };
-            let vm = &model.vms[copy.vm];
-            let Some(index) = vm.disks.iter().position(|disk| disk.key == copy.key) else { return Ok(false) };
-            if vm.run.is_some() || !vm.checkpoints.is_empty() {
-                return Ok(false);
-            }
-            (copy.vm, index, copy.copy.clone(), copy.content.clone(), copy.event)
-        };
-        let (id, lab) = self.id_and_lab(number);
-        let was_running = self.model().vms[number].running;
-        if !lab.is_at_rest(&id)? || lab.disk_chain(&id, index)?.len() != 1 {
-            return Ok(false);
-        }
-        if was_running {
-            lab.stop_vm(&id)?;
-        }
-        let (companions, in_place) = match how {
-            Revert::WithTracking => (Companions::Reverted, true),
-            Revert::TrackingRemoved => (Companions::Removed, true),
-            Revert::OtherFile => (Companions::Left, false),
-        };
-        let reverted = lab.revert_disk(&copy, companions, in_place);
-        if was_running {
-            lab.start_vm(&id)?;
-        }
-        reverted?;
-        let mut model = self.model();
-        let event = model.next_event();
-        let disk = &mut model.vms[number].disks[index];
-        disk.content = content;
-        disk.touched.push((event, 0..disk.content.len() as u64));
-        match how {
-            // An instant before the copy is still named in it; later ones are not.
-            Revert::WithTracking => disk.reverts.push((taken, event)),
-            Revert::TrackingRemoved | Revert::OtherFile => disk.broken_at = event,
-        }
-        Ok(true)
-    }
-
-    fn move_disk_files(&self, vm: u8, disk: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let disk = self.disk_number(number, disk);
-        if self.model().vms[number].run.is_some() {
-            return Ok(false);
-        }
-        let folder = format!(r"C:\Moved {}", self.model().event);
-        lab.move_disk_files(&id, disk, &folder)?;
-        let key = self.model().vms[number].disks[disk].key.clone();
-        self.model().copies.retain(|copy| copy.vm != number || copy.key != key);
-        self.break_tracking(number, disk);
-        Ok(true)
-    }
-
-    fn resize_disk(&self, vm: u8, disk: u8, units: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let disk = self.disk_number(number, disk);
-        let size = u64::from(units.max(2)) * HALF_MIB;
-        let before = self.model().vms[number].disks[disk].content.len() as u64;
-        if self.model().vms[number].run.is_some() || size <= before {
-            return Ok(false);
-        }
-        lab.resize_disk(&id, disk, size)?;
-        Arc::make_mut(&mut self.model().vms[number].disks[disk].content).resize(size as usize, 0);
-        let key = self.model().vms[number].disks[disk].key.clone();
-        self.model().copies.retain(|copy| copy.vm != number || copy.key != key);
-        self.break_tracking(number, disk);
-        Ok(true)
-    }
-
-    fn add_disk(&self, vm: u8, units: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        if self.model().vms[number].disks.len() >= 4 {
-            return Ok(false);
-        }
-        let size_bytes = u64::from(units.max(2)) * HALF_MIB;
-        let index = lab.add_disk(&id, &DiskSource::Empty { size_bytes })?;
-        let key = key_of(&lab, &id, index);
-        let mut model = self.model();
-        let event = model.next_event();
-        model.vms[number].disks.insert(index, Disk::new(key, vec![0; size_bytes as usize], event));
-        drop(model);
-        self.disturb(number);
-        Ok(true)
-    }
-
-    fn remove_disk(&self, vm: u8, disk: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let disk = self.disk_number(number, disk);
-        let quiet = {
-            let model = self.model();
-            let vm = &model.vms[number];
-            vm.disks.len() > 1 && vm.checkpoints.is_empty() && vm.foreign_checkpoints.is_empty() && vm.run.is_none()
-        };
-        if !quiet || lab.disk_chain(&id, disk)?.len() != 1 || !lab.is_at_rest(&id)? {
-            return Ok(false);
-        }
-        let file = lab.remove_disk(&id, disk)?;
-        let mut model = self.model();
-        model.next_event();
-        let removed = model.vms[number].disks.remove(disk);
-        model.vms[number].detached.push((file, removed));
-        Ok(true)
-    }
-
-    fn attach_disk(&self, vm: u8, which: u8) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let (index, file) = {
-            let model = self.model();
-            let detached = &model.vms[number].detached;
-            let index = usize::from(which) % detached.len().max(1);
-            let Some((file, _)) = detached.get(index) else { return Ok(false) };
-            if model.vms[number].run.is_some() {
-                return Ok(false);
-            }
-            (index, file.clone())
-        };
-        let free = (20..60).find_map(|location| lab.attach_disk(&id, &file, location).ok());
-        let Some(place) = free else { return Ok(false) };
-        let mut model = self.model();
-        model.next_event();
-        let (_, disk) = model.vms[number].detached.remove(index);
-        model.vms[number].disks.insert(place, disk);
-        Ok(true)
-    }
-
     fn foreign_checkpoint(&self, vm: u8) -> Result<bool, LabError> {
         let (number, id, lab) = self.vm_and_lab(vm);
         let quiet = self.model().vms[number].foreign_checkpoints.is_empty();
@@ -510,39 +370,6 @@ impl World {
         model.vms[number].full_excused = true;
         Ok(true)
     }
-
-    fn break_host(&self, vm: u8, fault: HostFault) -> Result<bool, LabError> {
-        let (number, id, lab) = self.vm_and_lab(vm);
-        let sizes: Vec<u64> = self.model().vms[number].disks.iter().map(|disk| disk.content.len() as u64).collect();
-        let injected = lab_fault(&id, fault, &sizes);
-        lab.inject(injected)?;
-        self.count(format!("fault {}", format!("{fault:?}").split([' ', '{']).next().unwrap_or_default()));
-        self.model().faults.push((number, fault));
-        self.disturb(number);
-        Ok(true)
-    }
-
-    /// Everything that is broken is mended, and what an administrator would clean up is cleaned up.
-    pub(crate) fn mend(&self) {
-        for host in &self.hosts {
-            host.lab.clear_faults().expect("a host's faults are cleared");
-        }
-        self.model().faults.clear();
-        for vm in 0..self.vm_count() {
-            let (id, lab) = self.id_and_lab(vm);
-            for stray in lab.stray_files().unwrap_or_default() {
-                if stray.ends_with("-AutoRecovery.avhdx")
-                    && let Ok(file) = lab.host_file(&stray)
-                {
-                    let _ = std::fs::remove_file(file);
-                }
-            }
-            let _ = lab.is_at_rest(&id);
-            // Until the next good point, what was broken may still show.
-            self.model().vms[vm].full_excused = true;
-        }
-        self.set_clock_offset(0);
-    }
 }
 
 /// Does something on a thread of its own: which names a program uses is noted by thread.
@@ -553,54 +380,4 @@ fn as_another_program<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         work()
     };
     std::thread::scope(|scope| scope.spawn(thread).join().expect("another program does not panic"))
-}
-
-fn lab_fault(vm: &str, fault: HostFault, sizes: &[u64]) -> Fault {
-    let vm = vm.to_owned();
-    let disk_of = |disk: u8| usize::from(disk) % sizes.len();
-    let fails = |method: &str, consistency_level, description: &str| Fault::JobFails {
-        method: method.into(),
-        consistency_level,
-        error_code: 32768,
-        description: description.into(),
-    };
-    match fault {
-        HostFault::Unreadable { disk, at, units, times } => {
-            let disk = disk_of(disk);
-            let offset_bytes = u64::from(at) % (sizes[disk] / UNIT) * UNIT;
-            let len_bytes = (u64::from(units.max(1)) * UNIT).min(sizes[disk] - offset_bytes);
-            let times = (times > 0).then_some(u32::from(times));
-            Fault::UnreadableRange { vm, disk, offset_bytes, len_bytes, code: 23, times }
-        }
-        HostFault::DeviceLost { disk, after_reads } => {
-            Fault::DeviceLost { vm, disk: disk_of(disk), after_reads: after_reads.into(), code: 1167 }
-        }
-        HostFault::CheckpointRefused => Fault::MethodReturns { method: "CreateSnapshot".into(), return_value: 32775 },
-        HostFault::CheckpointFails => fails("CreateSnapshot", None, "There is not enough space. (0x80070070)"),
-        HostFault::GuestRefuses => fails("CreateSnapshot", Some(1), "The writer failed. (0x800423F4)"),
-        HostFault::ConvertFails => fails("ConvertToReferencePoint", None, "The conversion failed. (0x80070020)"),
-        HostFault::ConvertUnreachable => {
-            Fault::MethodUnreachable { method: "ConvertToReferencePoint".into(), hresult: 0x8007_06BA }
-        }
-        HostFault::ConvertFailsAfterPoint { checkpoint_stays } => Fault::ConvertFailsAfterPoint { checkpoint_stays },
-        HostFault::ReferencePointIds { missing } => Fault::ReferencePointIds { missing: missing.into() },
-        HostFault::NoLogonRight => Fault::NoLogonRight,
-        HostFault::NoRights => Fault::NoRights,
-        HostFault::MergeBlocked => Fault::MergeBlocked { vm },
-        HostFault::ChangesFail { disk, which } => {
-            let codes = [0xC03A_0029, 0xC03A_002A, 0xC03A_0030, 0xC03A_0034, 31];
-            Fault::ChangesFail { vm, disk: disk_of(disk), code: codes[usize::from(which) % codes.len()] }
-        }
-        HostFault::ChangesOmit { disk, unit } => Fault::ChangesOmit { vm, disk: disk_of(disk), unit: unit.into() },
-        HostFault::ServiceRestarts { after_calls, phase } => Fault::ServiceRestarts {
-            method: None,
-            after_calls: after_calls.into(),
-            phase: [RestartPhase::Before, RestartPhase::During, RestartPhase::After][usize::from(phase) % 3],
-            down_ms: 1500,
-        },
-        HostFault::LeavesFile => Fault::CreateLeavesFile { vm },
-        HostFault::DestroyUnreachable => {
-            Fault::MethodUnreachable { method: "DestroySnapshot".into(), hresult: 0x8007_06BA }
-        }
-    }
 }

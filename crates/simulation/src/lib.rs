@@ -13,6 +13,7 @@
 //! Not here: anything that the product uses. Read `story.rs`, then `world.rs` and `laws.rs`.
 
 mod acts;
+mod agent;
 mod border;
 mod generate;
 mod host;
