@@ -152,13 +152,13 @@ impl World {
                     // The other run is still looking for its VM: this one would come before it.
                     return;
                 }
+                // A process of its own: within this one it would be a thread, which waits where this thread holds a
+                // lock of the repository. What the store does wrong may meet it before it begins.
+                let Ok(repo) = self.open_repository() else { return };
                 if !busy {
                     self.begin_run(vm);
                 }
-                // A process of its own: within this one it would be a thread, which waits where this thread holds a
-                // lock of the repository.
-                let (run, cancel) = (Run::default(), Cancel::default());
-                let result = self.open_repository().and_then(|repo| self.run_agent(&repo, vm, &run, &cancel));
+                let result = self.run_agent(&repo, vm, &Run::default(), &Cancel::default());
                 match (busy, result) {
                     (true, Err(BackupError::Busy { .. })) => self.count("outcome busy"),
                     (true, Err(_)) if self.model().is_broken_for(vm) => {}
