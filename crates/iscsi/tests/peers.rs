@@ -6,7 +6,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iscsi::MemoryDevice;
 use support::*;
@@ -142,11 +142,8 @@ fn the_suite_of_libiscsi_fails_nothing() {
         });
     });
     let serving = Serving::memory(256 * MIB, THIN_512N);
-    for (what, tests, urls, ran) in [("two paths", "ALL.MultipathIO", [serving.url(), serving.url()], 4)] {
-        let verdict = conformance(tests, &urls.each_ref().map(String::as_str));
-        assert!(verdict.failed.is_empty() && verdict.skipped.is_empty(), "{what}: {}", verdict.log);
-        assert_eq!(verdict.ran, ran, "{what}");
-    }
+    let verdict = conformance("ALL.MultipathIO", &[&serving.url(), &serving.url()]);
+    assert!(verdict.failed.is_empty() && verdict.skipped.is_empty() && verdict.ran == 4, "{}", verdict.log);
     let serving = Serving::memory(256 * MIB, READ_ONLY);
     let verdict = conformance("ALL.ReadOnly", &[&serving.url()]);
     assert!(verdict.failed.is_empty() && verdict.skipped.is_empty() && verdict.ran == 1, "{}", verdict.log);
@@ -166,4 +163,138 @@ fn check_skips(what: &str, shown: Shown, verdict: &Verdict) {
         *by_reason.entry(reason).or_default() += 1;
     }
     by_reason.iter().for_each(|(reason, count)| println!("  {count:2} skipped: {reason}"));
+}
+
+#[test]
+fn the_tools_of_libiscsi_see_what_is_offered() {
+    const TEST: &str = "the_tools_of_libiscsi_see_what_is_offered";
+    if !installed(TEST, &["iscsi-ls", "iscsi-inq", "iscsi-readcapacity16"]) {
+        return;
+    }
+    for (shown, thin, block_bytes, exponent) in
+        [(THICK_512N, 0, 512, 0), (THIN_512E, 1, 512, 3), (THIN_4KN, 1, 4096, 0)]
+    {
+        let serving = Serving::memory(64 * MIB, shown);
+        let list = run(Command::new("iscsi-ls").args(["-s", &serving.portal()]));
+        assert!(list.contains(&format!("Target:{TARGET} Portal:{},1", serving.address)), "{list}");
+        assert!(list.contains("Lun:0    Type:DIRECT_ACCESS"), "{list}");
+        let capacity = run(Command::new("iscsi-readcapacity16").arg(serving.url()));
+        for line in [
+            format!("RETURNED LOGICAL BLOCK ADDRESS:{}", 64 * MIB / block_bytes - 1),
+            format!("LOGICAL BLOCK LENGTH IN BYTES:{block_bytes}"),
+            format!("LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT:{exponent}"),
+            format!("LBPME:{thin} LBPRZ:{thin}"),
+        ] {
+            assert!(capacity.contains(&line), "{line} in {capacity}");
+        }
+        assert!(run(Command::new("iscsi-inq").arg(serving.url())).contains("Product:Restore Point"));
+        // Page numbers in decimal: the program takes 0x80 for 0. It knows nothing of page 0x86.
+        for page in ["0", "128", "131", "176", "177", "178"] {
+            run(Command::new("iscsi-inq").args(["-e", "1", "-c", page, &serving.url()]));
+        }
+    }
+}
+
+#[test]
+fn who_logs_in_must_know_the_secret_and_so_must_we() {
+    const TEST: &str = "who_logs_in_must_know_the_secret_and_so_must_we";
+    if !installed(TEST, &["iscsi-readcapacity16", "iscsi-ls"]) {
+        return;
+    }
+    let serving = Serving::new(Arc::new(MemoryDevice::new(MIB, 512)), THICK_512N, Some(mutual()), 0);
+    let attempt = |user: &str, secret: &str, query: &str| {
+        let url = format!("{}{query}", serving.url_as(user, secret));
+        !fails(Command::new("iscsi-readcapacity16").arg(url))
+    };
+    for (what, user, secret, query, enters) in [
+        ("one way", "alice", "secretsecret12", "", true),
+        ("mutual", "alice", "secretsecret12", "?target_user=target1&target_password=mutualsecret12", true),
+        ("wrong secret", "alice", "secretsecret13", "", false),
+        ("wrong user", "bob", "secretsecret12", "", false),
+        ("our name is wrong", "alice", "secretsecret12", "?target_user=target2&target_password=mutualsecret12", false),
+        (
+            "our secret is wrong",
+            "alice",
+            "secretsecret12",
+            "?target_user=target1&target_password=mutualsecret13",
+            false,
+        ),
+    ] {
+        assert_eq!(attempt(user, secret, query), enters, "{what}");
+    }
+    assert!(fails(Command::new("iscsi-readcapacity16").arg(serving.url())), "no secret at all");
+    assert!(fails(Command::new("iscsi-ls").arg(serving.portal())), "discovery asks for it, too");
+    let list = run(Command::new("iscsi-ls").arg(format!("iscsi://alice%secretsecret12@{}/", serving.address)));
+    assert!(list.contains(TARGET), "{list}");
+}
+
+#[test]
+fn qemu_reads_writes_discards_and_copies() {
+    if !qemu_installed("qemu_reads_writes_discards_and_copies") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, copy) = (dir.path().join("d.img"), dir.path().join("copy.img"));
+    // Not 4Kn thin: there QEMU 7.2 asks for the state of 2 GiB less 512 bytes, and stops at its own assertion.
+    for shown in [THIN_512N, THICK_512N, THIN_512E, THICK_4KN] {
+        let serving = Serving::memory(64 * MIB, shown);
+        let url = serving.url();
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "raw", &url]);
+        for line in [
+            "write -P 0x33 5M 64k",
+            "write -f -P 1 1M 64k",
+            "write -P 7 8M 4M",
+            "write -z -u 8M 1M",
+            "write -z 10M 1M",
+            "discard 11M 1M",
+            "flush",
+            "read -P 0x33 5M 64k",
+            "read -P 1 1M 64k",
+            "read -P 0 8M 1M",
+            "read -P 7 9M 1M",
+            "read -P 0 10M 1M",
+            "aio_read 0 32M",
+            "aio_flush",
+        ] {
+            command.args(["-c", line]);
+        }
+        let said = run(&mut command);
+        assert!(!said.contains("failed") && !said.contains("error"), "{shown:?}: {said}");
+
+        let content: Vec<u8> = (0..64 * MIB).map(|at| ((at >> 12) * 31 + at % 251) as u8).collect();
+        std::fs::write(&image, &content).unwrap();
+        run(Command::new("qemu-img").args(["convert", "-n", "-f", "raw", "-O", "raw"]).arg(&image).arg(&url));
+        run(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "raw", &url]).arg(&copy));
+        assert!(std::fs::read(&copy).unwrap() == content, "{shown:?}: what QEMU wrote and read is equal");
+        run(Command::new("qemu-img").args(["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "65536", &url]));
+        run(Command::new("qemu-img")
+            .args(["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096", "-w", "--flush-interval", "100"])
+            .arg(&url));
+    }
+}
+
+/// A server that was killed is replaced by another on the same disk: QEMU logs in again and goes on.
+#[test]
+fn qemu_outlives_a_restart_of_the_server() {
+    if !qemu_installed("qemu_outlives_a_restart_of_the_server") {
+        return;
+    }
+    let device = Arc::new(MemoryDevice::new(64 * MIB, 4096));
+    let first = Serving::new(device.clone(), THIN_512E, None, 0);
+    let port = first.address.port();
+    let qemu = Command::new("qemu-io")
+        .args(["-f", "raw", &first.url()])
+        .args(["-c", "write -P 0x33 5M 64k", "-c", "sleep 2500", "-c", "read -P 0x33 5M 64k", "-c", "write -P 1 0 4k"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(800));
+    // Without a grace every connection is cut at once.
+    first.server.shutdown(Duration::ZERO).unwrap();
+    let _second = Serving::new(device, THIN_512E, None, port);
+    let output = qemu.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !said.contains("fail"), "{said}");
+    assert!(said.contains("read 65536/65536 bytes"), "{said}");
 }

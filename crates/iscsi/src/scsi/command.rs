@@ -133,8 +133,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Decodes a CDB that came with an announcement of `announced_bytes` to be sent to us.
-    pub(crate) fn decode(cdb: &[u8; 16], announced_bytes: u32, facts: &Facts) -> Result<Self, Sense> {
+    /// Decodes a CDB.
+    pub(crate) fn decode(cdb: &[u8; 16], facts: &Facts) -> Result<Self, Sense> {
         let fields = Fields { cdb, facts };
         let flush = cdb[1] & 0x08 != 0;
         Ok(match cdb[0] {
@@ -178,8 +178,8 @@ impl Command {
             0x2A | 0xAA | 0x8A => Self::Write { blocks: fields.transfer()?, flush },
             0x2E | 0xAE | 0x8E => Self::Write { blocks: fields.transfer()?, flush: true },
             0x8B => Self::OrWrite { blocks: fields.transfer()?, flush },
-            0x89 => fields.compare_and_write(flush, announced_bytes)?,
-            0x41 | 0x93 => fields.write_same(announced_bytes)?,
+            0x89 => fields.compare_and_write(flush)?,
+            0x41 | 0x93 => fields.write_same()?,
             0x42 if facts.thin => match cdb[1] & 1 {
                 0 => Self::Unmap { len: fields.u16(7).into() },
                 _ => return Err(Sense::invalid_field(1)),
@@ -244,6 +244,18 @@ impl Command {
             Self::Unmap { len } | Self::ModeSelect { len, .. } | Self::PersistentOut { len, .. } => (*len).into(),
             _ => 0,
         }
+    }
+
+    /// Whether it can be carried out with that much data, no more and no less. Most commands take what comes.
+    pub(crate) fn check_announced(&self, announced_bytes: u32, facts: &Facts) -> Result<(), Sense> {
+        let field = match self {
+            // A count of 256 wraps to 0: then there is data where none belongs.
+            Self::CompareAndWrite { .. } => 13,
+            Self::WriteSame { .. } => 0,
+            _ => return Ok(()),
+        };
+        let fits = self.data_out_bytes(facts) == u64::from(announced_bytes);
+        if fits { Ok(()) } else { Err(Sense::invalid_field(field)) }
     }
 
     /// Whether it may change the medium, and so is refused by a unit that is write-protected.
@@ -325,18 +337,13 @@ impl Fields<'_> {
         }))
     }
 
-    fn compare_and_write(&self, flush: bool, announced_bytes: u32) -> Result<Command, Sense> {
+    fn compare_and_write(&self, flush: bool) -> Result<Command, Sense> {
         self.no_protection()?;
         let blocks = self.checked(self.u64(2), self.cdb[13].into())?;
-        let command = Command::CompareAndWrite { blocks, flush };
-        // A count of 256 wraps to 0: then there is data where none belongs.
-        if command.data_out_bytes(self.facts) != announced_bytes.into() {
-            return Err(Sense::invalid_field(13));
-        }
-        Ok(command)
+        Ok(Command::CompareAndWrite { blocks, flush })
     }
 
-    fn write_same(&self, announced_bytes: u32) -> Result<Command, Sense> {
+    fn write_same(&self) -> Result<Command, Sense> {
         self.no_protection()?;
         let flags = self.cdb[1];
         let long = self.cdb[0] == 0x93;
@@ -349,11 +356,7 @@ impl Fields<'_> {
         if blocks.count == 0 {
             return Err(Sense::invalid_field(if long { 10 } else { 7 }));
         }
-        let command = Command::WriteSame { blocks, unmap, with_data: !without_data };
-        if command.data_out_bytes(self.facts) != announced_bytes.into() {
-            return Err(Sense::invalid_field(0));
-        }
-        Ok(command)
+        Ok(Command::WriteSame { blocks, unmap, with_data: !without_data })
     }
 
     fn verify(&self) -> Result<Command, Sense> {

@@ -61,10 +61,13 @@ fn clipped(mut data: Vec<u8>, allocation: u32) -> Outcome {
 
 impl Unit {
     /// Carries out a command that was admitted, but for [`Command::Read`] and what concerns the whole target. `data` is
-    /// what the initiator sent for it; of writes it may be less than they want.
-    pub(crate) fn perform(&self, command: &Command, data: &[u8], nexus: &Nexus) -> Outcome {
+    /// what the initiator sent for it, of the `announced_bytes`; of writes it may be less than they want.
+    pub(crate) fn perform(&self, command: &Command, data: &[u8], announced_bytes: u32, nexus: &Nexus) -> Outcome {
         if command.changes_medium() && (self.options.read_only || self.state().mode.write_protected) {
             return Sense::WRITE_PROTECTED.into();
+        }
+        if let Err(sense) = command.check_announced(announced_bytes, &self.facts) {
+            return sense.into();
         }
         self.answer(command, data, nexus).unwrap_or_else(|refusal| refusal)
     }

@@ -152,7 +152,7 @@ impl Job {
                 Outcome::Data(data)
             }
             Ok(command) => match &self.unit {
-                Some(unit) => unit.perform(command, &self.data, nexus),
+                Some(unit) => unit.perform(command, &self.data, self.announced_bytes, nexus),
                 None => self.without_unit(command, target),
             },
             Err(outcome) => outcome,

@@ -135,7 +135,7 @@ impl Session {
         let nothing = Facts { block_bytes: 512, blocks: 0, thin: false };
         let facts = unit.as_ref().map_or(nothing, |unit| unit.facts);
         let cdb = header.cdb();
-        let command = Command::decode(&cdb, announced_bytes, &facts);
+        let command = Command::decode(&cdb, &facts);
         let received_bytes = pdu.data.len() as u32;
         let limit = self.settings.parameters.max_immediate_bytes().min(announced_bytes);
         let refusal = if pdu.has_additional || (reads && writes) {
