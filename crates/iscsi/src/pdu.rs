@@ -103,3 +103,137 @@ fn write_all_vectored(writer: &mut impl Write, mut left: &mut [IoSlice<'_>]) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+    use crate::wire::{at, opcode};
+
+    const BOTH: Digests = Digests { header: true, data: true };
+    const ALL: [Digests; 4] = [
+        Digests { header: false, data: false },
+        Digests { header: true, data: false },
+        Digests { header: false, data: true },
+        BOTH,
+    ];
+
+    fn written(data: &[u8], digests: Digests) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_pdu(&mut bytes, Header::new(opcode::NOP_OUT, 0x80, 7), data, digests).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for digests in ALL {
+            for len in [0, 1, 2, 3, 4, 5, 511, 512] {
+                let data = Random(len).bytes(len as usize);
+                let bytes = written(&data, digests);
+                let sums = usize::from(digests.header) + usize::from(digests.data && len > 0);
+                assert_eq!(bytes.len(), HEADER_LEN + data.len().next_multiple_of(4) + 4 * sums);
+                let mut left = &bytes[..];
+                let pdu = Pdu::read(&mut left, digests, 512).unwrap();
+                assert!(pdu.data_intact && pdu.data == data && left.is_empty(), "{len} bytes, {digests:?}");
+                assert_eq!(pdu.header.u32(at::ITT), 7);
+            }
+        }
+    }
+
+    /// RFC 3720 B.4: 32 bytes of zeroes, of ones, and ascending have these sums, least significant byte first.
+    #[test]
+    fn digests_as_the_standard_gives_them() {
+        let ascending: Vec<u8> = (0..32).collect();
+        for (data, sum) in [
+            (vec![0; 32], [0xAA, 0x36, 0x91, 0x8A]),
+            (vec![0xFF; 32], [0x43, 0xAB, 0xA8, 0x62]),
+            (ascending, [0x4E, 0x79, 0xDD, 0x46]),
+        ] {
+            let bytes = written(&data, Digests { header: false, data: true });
+            assert_eq!(bytes[bytes.len() - 4..], sum, "{data:?}");
+        }
+    }
+
+    /// Every bit of a PDU flipped: what digests cover is never taken for right.
+    #[test]
+    fn no_flipped_bit_is_overlooked() {
+        let bytes = written(b"five!", BOTH);
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            match Pdu::read(&mut &changed[..], BOTH, 512) {
+                Ok(pdu) => {
+                    assert!(bit / 8 >= HEADER_LEN + 4, "bit {bit} is of the header");
+                    assert!(!pdu.data_intact, "bit {bit}");
+                }
+                // A length that changed reads to the end of what there is before anything can be compared.
+                Err(PduError::HeaderDigest { .. } | PduError::Io(_)) => assert!(bit / 8 < HEADER_LEN + 4, "bit {bit}"),
+                Err(other) => panic!("bit {bit}: {other}"),
+            }
+        }
+    }
+
+    /// Random bytes against a plain reading of the same lengths.
+    #[test]
+    fn bytes_out_of_nothing() {
+        let mut random = Random(8);
+        let (mut taken, mut too_long, mut cut) = (0, 0, 0);
+        for _ in 0..20_000 {
+            let len = random.below(400) as usize;
+            let mut bytes = random.bytes(len);
+            if len > 8 {
+                // Lengths that may fit.
+                (bytes[4], bytes[5]) = (random.below(4) as u8 * random.below(2) as u8, 0);
+                bytes[6] = random.below(2) as u8;
+            }
+            let mut left = &bytes[..];
+            let result = Pdu::read(&mut left, Digests::default(), 300);
+            if len < HEADER_LEN {
+                assert!(matches!(result, Err(PduError::Io(_))));
+                continue;
+            }
+            let additional = usize::from(bytes[4]) * 4;
+            let data_len = usize::from(bytes[6]) * 256 + usize::from(bytes[7]);
+            let start = HEADER_LEN + additional;
+            let end = start + data_len.next_multiple_of(4);
+            match result {
+                Err(PduError::TooLong { len_bytes, .. }) => {
+                    assert!(len_bytes as usize == data_len && data_len > 300);
+                    too_long += 1;
+                }
+                Err(_) => {
+                    assert!(start > len || end > len, "all of it was there");
+                    cut += 1;
+                }
+                Ok(pdu) => {
+                    assert!(end <= len && data_len <= 300);
+                    assert!(pdu.data == bytes[start..start + data_len] && left.len() == len - end);
+                    assert_eq!(pdu.has_additional, additional > 0);
+                    taken += 1;
+                }
+            }
+        }
+        assert!(taken > 1000 && too_long > 1000 && cut > 1000, "{taken}, {too_long}, {cut}");
+    }
+
+    /// A socket that takes a few bytes at a time gets them all, in order.
+    #[test]
+    fn a_slow_writer_gets_everything() {
+        struct Slow(Vec<u8>);
+        impl Write for Slow {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                let taken = buf.len().min(3);
+                self.0.extend(&buf[..taken]);
+                Ok(taken)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let data = Random(9).bytes(100);
+        let mut slow = Slow(Vec::new());
+        write_pdu(&mut slow, Header::new(opcode::NOP_OUT, 0x80, 7), &data, BOTH).unwrap();
+        assert!(slow.0 == written(&data, BOTH));
+    }
+}

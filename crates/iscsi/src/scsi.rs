@@ -15,6 +15,8 @@ mod unit;
 
 pub(crate) use command::{Command, Facts, MAX_TRANSFER_BYTES};
 pub(crate) use inquiry::inquire_nothing;
+#[cfg(test)]
+pub(crate) use opcodes::ENTRIES as OPCODES;
 pub(crate) use perform::{Outcome, read_failed};
 pub(crate) use sense::{Sense, status};
 pub use unit::{BlockSize, Identity, Provisioning, UnitOptions};

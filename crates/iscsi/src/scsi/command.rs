@@ -6,6 +6,9 @@ use crate::scsi::opcodes::Question;
 /// Longest transfer of one command.
 pub(crate) const MAX_TRANSFER_BYTES: u32 = 32 << 20;
 
+/// Length of the one parameter list that PERSISTENT RESERVE OUT has here.
+pub(crate) const PERSISTENT_LIST_LEN: usize = 24;
+
 /// What of a unit never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -120,7 +123,6 @@ pub(crate) enum Command {
         action: u8,
         scope: u8,
         kind: u8,
-        len: u32,
     },
     ReportOpcodes {
         question: Question,
@@ -209,9 +211,9 @@ impl Command {
                 _ => return Err(Sense::invalid_field(1)),
             },
             0x5F => match cdb[1] & 0x1F {
-                action @ 0..=6 => {
-                    Self::PersistentOut { action, scope: cdb[2] >> 4, kind: cdb[2] & 0xF, len: fields.u32(5) }
-                }
+                // The field would allow for 4 GiB.
+                0..=6 if fields.u32(5) as usize != PERSISTENT_LIST_LEN => return Err(Sense::PARAMETER_LIST_LENGTH),
+                action @ 0..=6 => Self::PersistentOut { action, scope: cdb[2] >> 4, kind: cdb[2] & 0xF },
                 _ => return Err(Sense::invalid_field(1)),
             },
             0xA3 => match cdb[1] & 0x1F {
@@ -241,7 +243,8 @@ impl Command {
             Self::Verify { against: Against::OneBlock, .. } | Self::WriteSame { with_data: true, .. } => {
                 facts.block_bytes.into()
             }
-            Self::Unmap { len } | Self::ModeSelect { len, .. } | Self::PersistentOut { len, .. } => (*len).into(),
+            Self::Unmap { len } | Self::ModeSelect { len, .. } => (*len).into(),
+            Self::PersistentOut { .. } => PERSISTENT_LIST_LEN as u64,
             _ => 0,
         }
     }

@@ -123,7 +123,7 @@ impl Unit {
             Command::Reserve => self.state().reserve(nexus),
             Command::Release => self.state().release(nexus),
             Command::PersistentIn { action, allocation } => clipped(self.state().persistent.report(action), allocation),
-            Command::PersistentOut { action, scope, kind, .. } => {
+            Command::PersistentOut { action, scope, kind } => {
                 let outcome = {
                     let state = &mut *self.state();
                     state.persistent.change(Order { action, scope, kind }, data, nexus, &mut state.attentions)

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::scsi::attention::{Attentions, REGISTRATIONS_PREEMPTED, RESERVATIONS_PREEMPTED, RESERVATIONS_RELEASED};
+use crate::scsi::command::PERSISTENT_LIST_LEN;
 use crate::scsi::{Nexus, Outcome, Sense, status};
 
 /// Registrations at once. Each initiator can have as many as it likes to invent session ids for.
 const MAX_REGISTRATIONS: usize = 256;
-
-/// Length of the only parameter list there is.
-const LIST_LEN: usize = 24;
 
 mod action {
     pub(super) const REGISTER: u8 = 0;
@@ -145,7 +143,9 @@ impl Persistent {
 
     /// PERSISTENT RESERVE OUT.
     pub(crate) fn change(&mut self, order: Order, list: &[u8], nexus: &Nexus, attentions: &mut Attentions) -> Outcome {
-        let Ok(list) = <&[u8; LIST_LEN]>::try_from(list) else { return Outcome::Check(Sense::PARAMETER_LIST_LENGTH) };
+        let Ok(list) = <&[u8; PERSISTENT_LIST_LEN]>::try_from(list) else {
+            return Outcome::Check(Sense::PARAMETER_LIST_LENGTH);
+        };
         // Other ports, and power loss: neither SPEC_I_PT, nor ALL_TG_PT, nor APTPL.
         if list[20] & 0x0D != 0 {
             return Outcome::Check(Sense::INVALID_PARAMETER);
