@@ -1,6 +1,9 @@
 //! A server with one target and one unit, in memory.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod client;
+pub mod held;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
