@@ -5,11 +5,12 @@
 //! on, so that pings, aborts and data are always taken (spec B.9). Who has carried a command out takes the next that is
 //! ready, and else waits for its turn to read.
 //!
-//! Lock order: the reading end, then the session; the session and the writing end are never held together.
+//! Lock order: the reading end, then the session; the session, the writing end and the small counts are never held
+//! together.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
@@ -34,8 +35,6 @@ pub(crate) struct Handle {
     pub(crate) target: Option<Arc<Target>>,
     parameters: Parameters,
     session: Mutex<Session>,
-    /// Signalled when a command has ended.
-    ended: Condvar,
     pub(crate) writer: Writer,
     socket: TcpStream,
 }
@@ -57,7 +56,6 @@ impl Handle {
             target: session.target().cloned(),
             parameters,
             session: Mutex::new(session),
-            ended: Condvar::new(),
             writer,
             socket,
         })
@@ -155,8 +153,9 @@ pub(crate) fn serve(shared: &Shared, handle: &Arc<Handle>, reader: BufReader<Soc
         handle,
         reader: Mutex::new(Some(reader)),
         max_threads: max_threads.max(1),
-        threads: AtomicUsize::new(1),
-        waiting: AtomicUsize::new(0),
+        crew: Mutex::new(Crew { threads: 1, waiting: 1 }),
+        running: Mutex::new(0),
+        answered: Condvar::new(),
     };
     thread::scope(|scope| connection.take_turns(scope));
 }
@@ -167,37 +166,51 @@ struct Connection<'a> {
     /// None when nothing more will be read.
     reader: Mutex<Option<BufReader<Socket>>>,
     max_threads: usize,
-    /// Threads there are.
-    threads: AtomicUsize,
-    /// Threads that want to read or are reading.
-    waiting: AtomicUsize,
+    crew: Mutex<Crew>,
+    /// Threads that take, carry out or answer a command.
+    running: Mutex<usize>,
+    /// Signalled when there is one fewer.
+    answered: Condvar,
+}
+
+/// The threads of a connection.
+struct Crew {
+    threads: usize,
+    /// Those that read or will when their turn comes. Never 0, or nothing would be taken any more.
+    waiting: usize,
 }
 
 impl<'a> Connection<'a> {
+    /// Of a thread that counts as waiting.
     fn take_turns<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         let mut buf = Vec::new();
-        loop {
+        // Asked before its turn, too: when this thread was not waiting yet, a reader that was alone could not let go.
+        while self.lets_go_for_a_job(scope) || self.read(scope, &mut buf) {
             self.run_jobs(&mut buf);
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-            // Asked again after it was said that this thread is free: a reader that was alone before did not let go.
-            let goes_on = lock(&self.handle.session).has_job() || self.read(scope, &mut buf);
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            if !goes_on {
+            lock(&self.crew).waiting += 1;
+        }
+    }
+
+    fn run_jobs(&self, buf: &mut Vec<u8>) {
+        loop {
+            // Before a job is taken: who waits for all to be answered must not find it neither there nor here.
+            *lock(&self.running) += 1;
+            let job = self.handle.with_session(Session::next_job);
+            if let Some(job) = &job {
+                self.run(job, buf);
+            }
+            *lock(&self.running) -= 1;
+            self.answered.notify_all();
+            if buf.len() > KEPT_BUFFER_BYTES {
+                *buf = Vec::new();
+            }
+            if job.is_none() {
                 return;
             }
         }
     }
 
-    fn run_jobs(&self, buf: &mut Vec<u8>) {
-        while let Some(job) = self.handle.with_session(Session::next_job) {
-            self.run(&job, buf);
-            if buf.len() > KEPT_BUFFER_BYTES {
-                *buf = Vec::new();
-            }
-        }
-    }
-
-    /// Reads when its turn comes, until there is a command that another reader leaves time for. False at the end.
+    /// Reads when its turn comes, until there is a command to let go for. False at the end.
     fn read<'s>(&'s self, scope: &'s Scope<'s, '_>, buf: &mut Vec<u8>) -> bool {
         let mut turn = lock(&self.reader);
         while let Some(reader) = turn.as_mut() {
@@ -205,28 +218,31 @@ impl<'a> Connection<'a> {
                 *turn = None;
                 self.handle.with_session(Session::end);
                 self.handle.detach();
-            } else if lock(&self.handle.session).has_job() && self.another_reads(scope) {
+            } else if self.lets_go_for_a_job(scope) {
                 return true;
             }
         }
         false
     }
 
-    /// Whether this thread may let go of the reading end.
-    fn another_reads<'s>(&'s self, scope: &'s Scope<'s, '_>) -> bool {
-        if self.waiting.load(Ordering::SeqCst) > 1 {
+    /// Whether there is a command, and another thread to wait or read in this one's place. Then this one counts no more.
+    fn lets_go_for_a_job<'s>(&'s self, scope: &'s Scope<'s, '_>) -> bool {
+        if !lock(&self.handle.session).has_job() {
+            return false;
+        }
+        let mut crew = lock(&self.crew);
+        // With one thread in all there is nobody to read meanwhile.
+        if crew.waiting > 1 || self.max_threads == 1 {
+            crew.waiting -= 1;
             return true;
         }
-        let spare = |threads| (threads < self.max_threads).then_some(threads + 1);
-        if self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spare).is_err() {
-            // With one thread in all there is nobody to read meanwhile.
-            return self.max_threads == 1;
+        if crew.threads == self.max_threads {
+            return false;
         }
+        // The new one counts as waiting in the place of this.
         let name = thread::Builder::new().name("iscsi command".into());
         let began = name.spawn_scoped(scope, || self.take_turns(scope)).is_ok();
-        if !began {
-            self.threads.fetch_sub(1, Ordering::SeqCst);
-        }
+        crew.threads += usize::from(began);
         began
     }
 
@@ -271,17 +287,18 @@ impl<'a> Connection<'a> {
         true
     }
 
-    /// Lets commands in progress end, for a while. Nothing is read meanwhile.
+    /// Lets commands in progress end and be answered, for a while. Nothing is read meanwhile.
     fn finish_all(&self, buf: &mut Vec<u8>) {
         let deadline = Instant::now() + LOGOUT_GRACE;
-        self.run_jobs(buf);
-        let mut session = lock(&self.handle.session);
-        while session.is_busy() {
+        loop {
+            self.run_jobs(buf);
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let running = lock(&self.running);
+            if *running == 0 || left.is_zero() {
                 return;
             }
-            session = self.handle.ended.wait_timeout(session, left).unwrap_or_else(PoisonError::into_inner).0;
+            // Each that ends may make way for an ordered one.
+            drop(self.answered.wait_timeout(running, left));
         }
     }
 
@@ -292,7 +309,6 @@ impl<'a> Connection<'a> {
         let ending = job.run(&handle.nexus, target, &handle.parameters, &handle.writer, buf);
         let changed = ending.as_ref().is_ok_and(|ending| ending.changed);
         let finished = self.handle.with_session(|session| session.finish(job.order, changed, Instant::now()));
-        self.handle.ended.notify_all();
         let sent = match ending {
             Ok(ending) if finished.respond => ending.send(&self.handle.writer),
             Ok(_) => Ok(()),

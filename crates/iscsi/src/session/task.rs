@@ -281,11 +281,6 @@ impl Session {
         })
     }
 
-    /// Whether any command is in progress that needs nothing from the initiator.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.ready.is_empty() || self.tasks.values().any(|task| task.job.is_none())
-    }
-
     /// A job has ended, and has `changed` the medium or not. Must be called before its answer is sent, so that this
     /// says how the window opened.
     pub(crate) fn finish(&mut self, order: u64, changed: bool, now: Instant) -> Finished {
