@@ -16,11 +16,12 @@ use crate::stamp::{Stamp, read_pinned};
 use crate::workspace::Workspace;
 
 /// Debian packages that hold peers, with the program that shows a package to be there.
-const DEBIAN_PACKAGES: [(&str, &str); 9] = [
+const DEBIAN_PACKAGES: [(&str, &str); 10] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),
+    ("iscsi-test-cu", "libiscsi-bin"),
     ("cpio", "cpio"),
     ("mke2fs", "e2fsprogs"),
     ("fsck.vfat", "dosfstools"),
