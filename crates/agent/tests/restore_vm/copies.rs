@@ -6,7 +6,7 @@ use hyperv_sim::{LabHost, LabOptions, LabSwitch, VmOptions};
 use super::*;
 
 #[test]
-fn a_copy_beside_the_original_has_its_disks_and_an_identity_of_its_own() {
+fn scenario_10_a_copy_beside_the_original_has_its_disks_and_an_identity_of_its_own() {
     let desk = desk(VmOptions::default());
     desk.ok(["backup", VM]);
     let frozen = disks_of(&desk, "lab", VM);
@@ -95,7 +95,7 @@ fn other_host(desk: &Desk, newest: &str) {
 const FOLDER: &str = r"D:\Restored VMs\it's here";
 
 #[test]
-fn another_host_has_other_switches_other_paths_and_an_older_version() {
+fn scenario_10_another_host_has_other_switches_other_paths_and_an_older_version() {
     let desk = desk(VmOptions { tpm: true, ..VmOptions::default() });
     desk.ok(["backup", VM]);
     let frozen = disks_of(&desk, "lab", VM);
@@ -130,7 +130,7 @@ fn another_host_has_other_switches_other_paths_and_an_older_version() {
 }
 
 #[test]
-fn a_version_that_the_host_does_not_run_is_known_before() {
+fn scenario_10_a_version_that_the_host_does_not_run_is_known_before() {
     let desk = desk(VmOptions { version: "11.0".into(), ..VmOptions::default() });
     desk.ok(["backup", VM]);
     other_host(&desk, "10.0");

@@ -57,7 +57,7 @@ const TABLE: &[(&str, Prepare, &[&str], &str, &str)] = &[
 ];
 
 #[test]
-fn each_obstacle_is_found_and_nothing_is_touched() {
+fn scenario_10_each_obstacle_is_found_and_nothing_is_touched() {
     let fresh = desk(VmOptions::default());
     fresh.ok(["backup", VM]);
     let before = fresh.lab().options().unwrap();

@@ -6,7 +6,7 @@ use hyperv_sim::VmOptions;
 use super::*;
 
 #[test]
-fn the_replaced_vm_is_kept_until_its_days_are_over() {
+fn scenario_10_the_replaced_vm_is_kept_until_its_days_are_over() {
     let desk = desk(VmOptions { tpm: true, ..VmOptions::default() });
     desk.ok(["backup", VM]);
     let frozen = disks_of(&desk, "lab", VM);
@@ -72,7 +72,7 @@ fn a_kept_vm_that_somebody_took_up_stays() {
 }
 
 #[test]
-fn nothing_to_replace_is_the_vm_itself_again() {
+fn scenario_10_nothing_to_replace_is_the_vm_itself_again() {
     let desk = desk(VmOptions::default());
     desk.ok(["backup", VM]);
     let frozen = disks_of(&desk, "lab", VM);
