@@ -16,7 +16,7 @@ use crate::stamp::{Stamp, read_pinned};
 use crate::workspace::Workspace;
 
 /// Debian packages that hold peers, with the program that shows a package to be there.
-const DEBIAN_PACKAGES: [(&str, &str); 9] = [
+const DEBIAN_PACKAGES: [(&str, &str); 10] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nbdcopy", "libnbd-bin"),
@@ -26,6 +26,7 @@ const DEBIAN_PACKAGES: [(&str, &str); 9] = [
     ("fsck.vfat", "dosfstools"),
     ("mdir", "mtools"),
     ("restic", "restic"),
+    ("mariadbd", "mariadb-server"),
 ];
 
 const QEMU_IMG: &str = "E3_TEST_QEMU_IMG";
