@@ -84,7 +84,24 @@ pub struct Failure {
     /// For programs.
     pub details: Map<String, Value>,
     /// For this server's log only.
-    pub cause: Option<Cause>,
+    pub cause: Option<Box<Cause>>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Other(why) => f.write_str(why),
+            Cause::Store(error) => {
+                write!(f, "{error}")?;
+                let mut source = std::error::Error::source(error);
+                while let Some(error) = source {
+                    write!(f, ": {error}")?;
+                    source = error.source();
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What stands behind a [`Code::ServerError`].
@@ -131,7 +148,7 @@ impl Failure {
 
     /// The server's own fault, with what its log should say.
     pub fn internal(cause: impl fmt::Display) -> Failure {
-        Failure { cause: Some(Cause::Other(cause.to_string())), ..Failure::new(Code::ServerError) }
+        Failure { cause: Some(Box::new(Cause::Other(cause.to_string()))), ..Failure::new(Code::ServerError) }
     }
 
     /// The same with one more detail.
@@ -140,14 +157,21 @@ impl Failure {
         self
     }
 
+    fn store(&self) -> Option<&StoreError> {
+        match self.cause.as_deref() {
+            Some(Cause::Store(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether doing the whole call again may succeed.
     pub fn is_transient(&self) -> bool {
-        matches!(&self.cause, Some(Cause::Store(error)) if error.is_transient())
+        self.store().is_some_and(StoreError::is_transient)
     }
 
     /// Whether a unique key of the database stood against it.
     pub fn is_duplicate(&self) -> bool {
-        matches!(&self.cause, Some(Cause::Store(error)) if error.is_duplicate())
+        self.store().is_some_and(StoreError::is_duplicate)
     }
 }
 
@@ -155,7 +179,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         // A value that no column takes slipped through the checks of the call: that is the caller's value all the same.
         let code = if error.is_refused_value() { Code::InvalidField } else { Code::ServerError };
-        Failure { cause: Some(Cause::Store(error)), ..Failure::new(code) }
+        Failure { cause: Some(Box::new(Cause::Store(error))), ..Failure::new(code) }
     }
 }
 

@@ -75,7 +75,7 @@ pub fn verdicts(
     now: Timestamp,
 ) -> Vec<(Candidate, Vec<&'static str>)> {
     let mut points = points.to_vec();
-    points.sort_by(|one, other| (other.at, other.id).cmp(&(one.at, one.id)));
+    points.sort_by_key(|point| std::cmp::Reverse((point.at, point.id)));
     let newest_complete = points.iter().find(|point| point.is_complete).map(|point| point.id);
     let mut periods = [
         Period::new("hourly", policy.hourly),

@@ -14,7 +14,7 @@ use crate::agent_api;
 use crate::args;
 use crate::changes;
 use crate::clock::after;
-use crate::failure::{Cause, Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::jobs;
 use crate::runs::{self, NewRun, end};
 use crate::schedule::{self, Outcome};
@@ -34,8 +34,7 @@ pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
         }
         if let Err(failure) = tick(&app, ticks % STATUS_TICKS == 0).await {
             match failure.cause {
-                Some(Cause::Store(source)) => error!("scheduler: {source}: {:?}", std::error::Error::source(&source)),
-                Some(Cause::Other(why)) => error!("scheduler: {why}"),
+                Some(cause) => error!("scheduler: {cause}"),
                 None => error!("scheduler: {}", failure.message),
             }
         }

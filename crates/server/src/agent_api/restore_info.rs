@@ -23,7 +23,8 @@ pub async fn get(call: &Call<'_>) -> Result<Answer, Failure> {
     let point = tx.row(sql, args![asked.backup_point_id, agent.client]).await?.ok_or(Code::PointNotFound)?;
     let is_beside = point.opt_int("tenant_id")? == agent.tenant;
     let is_own = point.opt_int("job_agent")? == Some(agent.id);
-    if !is_own && !(is_target && is_beside) {
+    let may_read = is_own || (is_target && is_beside);
+    if !may_read {
         return Err(Code::PointNotFound.into());
     }
     let job_context = if is_target {

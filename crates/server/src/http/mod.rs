@@ -28,7 +28,7 @@ use crate::access::agent::Agent;
 use crate::access::audit::Actor;
 use crate::access::person::Person;
 use crate::access::{Need, Scope, allows};
-use crate::failure::{Cause, Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::secret;
 use routes::{Access, Endpoint};
 
@@ -211,11 +211,7 @@ async fn serve(app: &App, endpoint: &'static Endpoint, peer: SocketAddr, request
         }
         Err(failure) => {
             match &failure.cause {
-                Some(Cause::Store(source)) => {
-                    let source = anyhow::Error::msg(format!("{source}: {:?}", std::error::Error::source(source)));
-                    error!(%request_id, endpoint = endpoint.name, "{source:#}");
-                }
-                Some(Cause::Other(why)) => error!(%request_id, endpoint = endpoint.name, "{why}"),
+                Some(cause) => error!(%request_id, endpoint = endpoint.name, "{cause}"),
                 None => info!(%request_id, endpoint = endpoint.name, code = failure.code.word(), "refused"),
             }
             failed(failure, &request_id)
@@ -232,7 +228,8 @@ async fn answer(
 ) -> Result<Answer, Failure> {
     let (parts, body) = request.into_parts();
     let (method, headers) = (parts.method, parts.headers);
-    if !endpoint.methods.contains(&method.as_str()) && !(method == Method::HEAD && endpoint.methods.contains(&"GET")) {
+    let asked = if method == Method::HEAD { "GET" } else { method.as_str() };
+    if !endpoint.methods.contains(&asked) {
         return Err(Failure::new(Code::MethodNotAllowed).detail("allow", endpoint.methods.join(", ")));
     }
     let Ok(body) = to_bytes(body, endpoint.max_bytes).await else {
