@@ -1,0 +1,173 @@
+//! People, their sessions and tokens, tenants, the audit log (6.2, 6.3, 10).
+#![allow(missing_docs, reason = "the fields are the contract's; each type names the section")]
+
+use serde_json::Value;
+
+use crate::Time;
+use crate::words::Role;
+
+wire! {
+    /// `console_setup.php`: the first owner, with the token of the set-up link.
+    pub struct Setup {
+        pub token: String,
+        pub email: String,
+        pub password: String,
+        /// Name of the client whose owner this is.
+        pub name: String,
+        #[serde(default)]
+        pub timezone: Option<String>,
+    }
+
+    /// `console_login.php`.
+    pub struct Login {
+        pub email: String,
+        pub password: String,
+    }
+
+    /// Answer of `console_login.php`; the session itself is a cookie.
+    pub struct LoggedIn {
+        /// For the header `X-CSRF-Token` of every call that changes something.
+        pub csrf_token: String,
+        pub user: User,
+    }
+
+    /// Answer of `console_session.php`.
+    pub struct CurrentSession {
+        pub user: User,
+    }
+
+    /// A person and what they may do.
+    pub struct User {
+        pub id: i64,
+        pub email: String,
+        pub client_id: i64,
+        pub role: Role,
+        /// None means every tenant of the client.
+        pub tenant_id: Option<i64>,
+        pub status: String,
+        pub last_login_at: Option<Time>,
+    }
+
+    /// `e3backup_user_create.php`, and with `id` `…_update.php`.
+    pub struct UserRequest {
+        #[serde(default)]
+        pub id: Option<i64>,
+        #[serde(default)]
+        pub email: Option<String>,
+        #[serde(default)]
+        pub password: Option<String>,
+        #[serde(default)]
+        pub role: Option<Role>,
+        #[serde(default)]
+        pub tenant_id: Option<i64>,
+        /// `active` or `disabled`.
+        #[serde(default)]
+        pub status: Option<String>,
+    }
+
+    /// Answer of the calls on one person.
+    pub struct UserAnswer {
+        pub user: User,
+    }
+
+    /// Answer of `e3backup_user_list.php`.
+    pub struct Users {
+        pub users: Vec<User>,
+        pub total: i64,
+    }
+
+    /// `e3backup_tenant_create.php`, and with `id` `…_update.php`.
+    pub struct TenantRequest {
+        #[serde(default)]
+        pub id: Option<i64>,
+        #[serde(default)]
+        pub name: Option<String>,
+        #[serde(default)]
+        pub slug: Option<String>,
+        /// `active` or `suspended`.
+        #[serde(default)]
+        pub status: Option<String>,
+    }
+
+    /// A tenant of a client.
+    pub struct Tenant {
+        pub id: i64,
+        pub public_id: String,
+        pub name: String,
+        pub slug: String,
+        pub status: String,
+    }
+
+    /// Answer of the calls on one tenant.
+    pub struct TenantAnswer {
+        pub tenant: Tenant,
+    }
+
+    /// Answer of `e3backup_tenant_list.php`.
+    pub struct Tenants {
+        pub tenants: Vec<Tenant>,
+        pub total: i64,
+    }
+
+    /// `e3backup_api_token_create.php`: a token with at most the caller's own role.
+    pub struct CreateApiToken {
+        #[serde(default)]
+        pub description: Option<String>,
+        #[serde(default)]
+        pub role: Option<Role>,
+        #[serde(default)]
+        pub lifetime_hours: Option<i64>,
+    }
+
+    /// A new API token; its value is shown once.
+    pub struct CreatedApiToken {
+        pub id: i64,
+        pub token: String,
+        pub expires_at: Option<Time>,
+    }
+
+    /// `e3backup_api_token_revoke.php`.
+    pub struct RevokeApiToken {
+        pub id: i64,
+    }
+
+    /// `cloudbackup_audit.php` (6.2).
+    pub struct AuditQuery {
+        #[serde(default)]
+        pub action: Option<String>,
+        #[serde(default)]
+        pub since_id: Option<i64>,
+        #[serde(default)]
+        pub limit: Option<i64>,
+    }
+
+    /// One entry of the audit log (10.6).
+    pub struct AuditEvent {
+        pub id: i64,
+        pub at: Time,
+        pub actor_kind: String,
+        pub actor_id: Option<i64>,
+        pub action: String,
+        pub entity_type: String,
+        pub entity_id: String,
+        pub ip: Option<String>,
+        pub before: Option<Value>,
+        pub after: Option<Value>,
+        pub hash: String,
+    }
+
+    /// Answer of `cloudbackup_audit.php`.
+    pub struct AuditEvents {
+        pub events: Vec<AuditEvent>,
+        /// Whether every entry follows from the one before.
+        pub chain_intact: bool,
+    }
+
+    /// `limit` and `offset` of a list (6).
+    pub struct Page {
+        #[serde(default)]
+        pub limit: Option<i64>,
+        #[serde(default)]
+        pub offset: Option<i64>,
+    }
+}

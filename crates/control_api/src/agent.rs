@@ -1,0 +1,56 @@
+//! Agents as the client area sees them (6.2), and what an agent reports of its machine (2.12).
+#![allow(missing_docs, reason = "the fields are the contract's; each type names the section")]
+
+use serde_json::Value;
+
+use crate::Time;
+use crate::words::AgentStatus;
+
+wire! {
+    /// One agent of `e3backup_agent_list.php`.
+    pub struct Agent {
+        pub agent_id: i64,
+        pub agent_uuid: String,
+        pub tenant_id: Option<i64>,
+        pub hostname: Option<String>,
+        pub device_name: Option<String>,
+        pub status: AgentStatus,
+        pub agent_type: String,
+        pub agent_version: Option<String>,
+        pub agent_os: Option<String>,
+        pub agent_arch: Option<String>,
+        pub last_seen_at: Option<Time>,
+        pub is_online: bool,
+        pub clock_skew_ms: Option<i64>,
+        pub vm_count: i64,
+    }
+
+    /// Answer of `e3backup_agent_list.php`.
+    pub struct Agents {
+        pub agents: Vec<Agent>,
+        pub online_threshold_seconds: i64,
+        pub total: i64,
+        pub limit: i64,
+        pub offset: i64,
+    }
+
+    /// `agent_report_volumes.php` (2.12).
+    pub struct ReportVolumes {
+        pub volumes: Vec<Value>,
+    }
+
+    /// Answer of `agent_report_volumes.php`.
+    pub struct ReportVolumesAnswer {
+        pub count: i64,
+    }
+
+    /// `agent_update_progress.php` (2.12).
+    pub struct UpdateProgress {
+        pub update_job_id: i64,
+        pub state: String,
+        #[serde(default)]
+        pub detail: Option<String>,
+        #[serde(default)]
+        pub agent_version: Option<String>,
+    }
+}

@@ -1,0 +1,71 @@
+//! Destinations (4.7, 6.2).
+#![allow(missing_docs, reason = "the fields are the contract's; each type names the section")]
+
+wire! {
+    /// `cloudbackup_destination_create.php`, and with `id` `…_update.php`. Keys are write-only.
+    pub struct DestinationRequest {
+        #[serde(default)]
+        pub id: Option<i64>,
+        #[serde(default)]
+        pub name: Option<String>,
+        #[serde(default)]
+        pub tenant_id: Option<i64>,
+        #[serde(default)]
+        pub dest_type: Option<String>,
+        #[serde(default)]
+        pub endpoint: Option<String>,
+        #[serde(default)]
+        pub region: Option<String>,
+        #[serde(default)]
+        pub bucket: Option<String>,
+        #[serde(default)]
+        pub prefix: Option<String>,
+        #[serde(default)]
+        pub path_style: Option<String>,
+        #[serde(default)]
+        pub dest_local_path: Option<String>,
+        #[serde(default)]
+        pub access_key: Option<String>,
+        #[serde(default)]
+        pub secret_key: Option<String>,
+        #[serde(default)]
+        pub ca_bundle_pem: Option<String>,
+        #[serde(default)]
+        pub allow_http: bool,
+        /// Of a repository that exists already; otherwise one is made.
+        #[serde(default)]
+        pub repository_password: Option<String>,
+    }
+
+    /// A destination without its keys.
+    pub struct DestinationRow {
+        pub id: i64,
+        pub name: String,
+        pub tenant_id: Option<i64>,
+        pub dest_type: String,
+        pub endpoint: String,
+        pub region: Option<String>,
+        pub bucket: String,
+        pub prefix: String,
+        pub path_style: String,
+        pub access_key_last4: Option<String>,
+        pub is_active: bool,
+        pub repository_id: Option<String>,
+    }
+
+    /// Answer of the calls on one destination.
+    pub struct DestinationAnswer {
+        pub destination: DestinationRow,
+    }
+
+    /// Answer of `cloudbackup_destination_list.php`.
+    pub struct Destinations {
+        pub destinations: Vec<DestinationRow>,
+        pub total: i64,
+    }
+
+    /// Names a destination.
+    pub struct DestinationRef {
+        pub id: i64,
+    }
+}

@@ -1,0 +1,72 @@
+//! What a server is told when it starts.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+/// How a server runs. Every setting has one default.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where the database, the certificate and the key of the secrets are kept.
+    pub data: PathBuf,
+    /// `mysql://…`, or SQLite in the data folder.
+    pub database: Option<String>,
+    /// The address that agents and browsers use, without a path at its end.
+    pub public_url: Option<String>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Agents below this version are turned away.
+    pub min_agent_version: String,
+    /// What is allowed to one caller.
+    pub rates: Rates,
+    /// How often schedules, silent runs and protection states are looked at.
+    pub tick: Duration,
+    /// Longest wait of a poll that has nothing to tell.
+    pub long_poll: Duration,
+    /// Starts of different agents are spread over so many seconds (spec control-api 4.4).
+    pub jitter_secs: i64,
+    /// The clock.
+    pub clock: Clock,
+}
+
+/// Calls per second, and how many may come at once (spec control-api 1.7).
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// Per agent.
+    pub agent: (f64, f64),
+    /// Per address.
+    pub address: (f64, f64),
+    /// Enrolments per minute and address, before a quarter of an hour without.
+    pub enrolments_per_minute: u32,
+    /// Failed logins of one account or address, before a quarter of an hour without.
+    pub failed_logins: u32,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Rates { agent: (8.0, 40.0), address: (60.0, 200.0), enrolments_per_minute: 10, failed_logins: 8 }
+    }
+}
+
+impl Settings {
+    /// The defaults, for that data folder.
+    pub fn new(data: PathBuf) -> Settings {
+        Settings {
+            listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 8443),
+            data,
+            database: None,
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            min_agent_version: "0.1.0".into(),
+            rates: Rates::default(),
+            tick: Duration::from_secs(1),
+            long_poll: Duration::from_secs(25),
+            jitter_secs: 60,
+            clock: Clock::default(),
+        }
+    }
+}
