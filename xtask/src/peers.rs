@@ -15,13 +15,14 @@ use crate::process::{find_program, is_executable, output_of};
 use crate::stamp::{Stamp, read_pinned};
 use crate::workspace::Workspace;
 
-/// Debian packages that hold peers, with the program that shows a package to be there.
-const DEBIAN_PACKAGES: [(&str, &str); 10] = [
+/// Debian packages that hold peers, with the program, or the full path of a file, that shows a package to be there.
+const DEBIAN_PACKAGES: [(&str, &str); 11] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),
     ("iscsi-test-cu", "libiscsi-bin"),
+    ("/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so", "qemu-block-extra"),
     ("cpio", "cpio"),
     ("mke2fs", "e2fsprogs"),
     ("fsck.vfat", "dosfstools"),
@@ -70,10 +71,12 @@ impl Peers {
         };
         for (program, package) in DEBIAN_PACKAGES {
             let variable = (program == "qemu-img").then_some(QEMU_IMG);
-            let found = given_by(variable).or_else(|| find_program(program)).ok_or_else(|| match &debian {
-                Err(why) => anyhow!("{why:#} (Debian package {package})"),
-                Ok(()) => anyhow!("Debian package {package} was installed, yet the program is not there"),
-            });
+            let found = given_by(variable).or_else(|| find_program(program));
+            let found =
+                found.or_else(|| debian::is_there(program).then(|| program.into())).ok_or_else(|| match &debian {
+                    Err(why) => anyhow!("{why:#} (Debian package {package})"),
+                    Ok(()) => anyhow!("Debian package {package} was installed, yet the program is not there"),
+                });
             peers.record(program, variable, found);
         }
         let folder = workspace.target.join("peers");
