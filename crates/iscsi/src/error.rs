@@ -38,6 +38,9 @@ pub enum TargetError {
     /// A CHAP name or secret is unfit.
     #[error("login for {0}: a name must have 1 to 255 bytes, a secret at least 12")]
     Credentials(String),
+    /// Other machines can reach the server, and could log in without a secret.
+    #[error("target {0}: other machines can reach the server, so it must ask for CHAP")]
+    NeedsLogin(String),
     /// Whoever knows one side's secret could play the other.
     #[error("login for {0}: the secrets of both directions must differ")]
     SameSecret(String),

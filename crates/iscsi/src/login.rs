@@ -7,6 +7,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::login::chap::{Chap, Keys};
 use crate::login::parameters::Answer;
@@ -289,6 +290,9 @@ impl<'a> Login<'a> {
                 let target = self.host.targets.find(name).ok_or(LoginStatus::NoSuchTarget)?;
                 if !target.allows(initiator) {
                     return Err(LoginStatus::NotAllowed);
+                }
+                if target.closing.load(Ordering::SeqCst) {
+                    return Err(LoginStatus::ServiceUnavailable);
                 }
                 Purpose::Normal(target.clone())
             }

@@ -132,6 +132,9 @@ mod tests {
                 let bytes = written(&data, digests);
                 let sums = usize::from(digests.header) + usize::from(digests.data && len > 0);
                 assert_eq!(bytes.len(), HEADER_LEN + data.len().next_multiple_of(4) + 4 * sums);
+                let end = bytes.len() - 4 * usize::from(digests.data && len > 0);
+                let padding = data.len().next_multiple_of(4) - data.len();
+                assert_eq!(bytes[end - padding..end], [0; 3][..padding]);
                 let mut left = &bytes[..];
                 let pdu = Pdu::read(&mut left, digests, 512).unwrap();
                 assert!(pdu.data_intact && pdu.data == data && left.is_empty(), "{len} bytes, {digests:?}");

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::DeviceError;
 use crate::connection::{self, Handle, lock};
-use crate::error::ListenError;
+use crate::error::{ListenError, TargetError};
 use crate::login::{Established, Host, Login, LoginStatus, Purpose, Step};
 use crate::pdu::{Digests, Pdu, write_pdu};
 use crate::scsi::{MAX_TRANSFER_BYTES, Nexus, Unit};
 use crate::session::{Answer, Pending, SILENCE, Scope, Session, Settings};
-use crate::target::{Target, Targets};
+use crate::target::{Target, TargetOptions, Targets};
 use crate::wire::{Header, MAX_LOGIN_SEGMENT_BYTES, at};
 
 /// Pause after an attempt to accept a connection that failed, for want of file handles for instance.
@@ -61,10 +61,13 @@ pub struct Server {
     listeners: Vec<(JoinHandle<()>, SocketAddr)>,
 }
 
-/// What all connections share.
+/// What all connections share. Lock order: `sessions`, then `targets`.
 pub(crate) struct Shared {
-    targets: Arc<Targets>,
+    /// Replaced as a whole; sessions keep what they began with.
+    targets: Mutex<Arc<Targets>>,
     options: ServerOptions,
+    /// An address that other machines can reach is listened on.
+    exposed: AtomicBool,
     draining: AtomicBool,
     sessions: Mutex<Sessions>,
     /// Signalled when a connection or a session has ended.
@@ -84,8 +87,9 @@ impl Server {
     /// Listens nowhere yet.
     pub fn start(targets: Targets, options: ServerOptions) -> Self {
         let shared = Shared {
-            targets: Arc::new(targets),
+            targets: Mutex::new(Arc::new(targets)),
             options,
+            exposed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             sessions: Mutex::default(),
             ended: Condvar::new(),
@@ -98,8 +102,13 @@ impl Server {
     /// Nothing is encrypted, whoever logs in. An address that other machines can reach is refused unless every target,
     /// and discovery, asks for CHAP.
     pub fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
-        if !address.ip().is_loopback() && self.shared.targets.some_need_no_login() {
-            return Err(ListenError::NeedsLogin(address));
+        if !address.ip().is_loopback() {
+            // Under the lock, so that no target comes in between.
+            let targets = lock(&self.shared.targets);
+            if targets.some_need_no_login() {
+                return Err(ListenError::NeedsLogin(address));
+            }
+            self.shared.exposed.store(true, Ordering::SeqCst);
         }
         let failed = |source| ListenError::Listen { address, source };
         let listener = TcpListener::bind(address).map_err(failed)?;
@@ -111,13 +120,37 @@ impl Server {
         Ok(bound)
     }
 
+    /// Offers one more target from now on.
+    pub fn add(&self, options: TargetOptions) -> Result<(), TargetError> {
+        let mut targets = lock(&self.shared.targets);
+        if self.shared.exposed.load(Ordering::SeqCst) && options.authentication.is_none() {
+            return Err(TargetError::NeedsLogin(options.name));
+        }
+        *targets = Arc::new(Targets::clone(&targets).with(options)?);
+        Ok(())
+    }
+
+    /// Takes a target away: lets nobody in, asks its initiators to log out, closes what is left after `grace`, and
+    /// flushes its devices. False when there is none of that name. The error is the first that a flush gave.
+    pub fn remove(&self, name: &str, grace: Duration) -> Result<bool, DeviceError> {
+        let target = lock(&self.shared.targets).find(name).cloned();
+        let Some(target) = target else { return Ok(false) };
+        target.closing.store(true, Ordering::SeqCst);
+        self.shared.close_sessions(Some(&target), grace);
+        let mut targets = lock(&self.shared.targets);
+        let mut left = Targets::clone(&targets);
+        left.targets.retain(|one| !Arc::ptr_eq(one, &target));
+        *targets = Arc::new(left);
+        drop(targets);
+        flush([&target]).map(|()| true)
+    }
+
     /// Ends (spec B.9): lets nobody in, asks every initiator to log out, closes what is left after `grace`, and flushes
     /// every device that takes writes. The error is the first that a flush gave.
     pub fn shutdown(mut self, grace: Duration) -> Result<(), DeviceError> {
         self.end(grace);
-        let units = self.shared.targets.targets.iter().flat_map(|target| target.units.values());
-        let writable = units.filter(|unit| !unit.options.read_only);
-        writable.map(|unit| unit.device.flush()).fold(Ok(()), Result::and)
+        let targets = lock(&self.shared.targets).clone();
+        flush(&targets.targets)
     }
 
     fn end(&mut self, grace: Duration) {
@@ -131,16 +164,19 @@ impl Server {
                 let _ = thread.join();
             }
         }
-        let seconds = u16::try_from(grace.as_secs()).unwrap_or(u16::MAX);
-        for handle in self.shared.handles() {
-            handle.send_apart(vec![Session::ask_to_leave(seconds)]);
-        }
-        self.shared.wait_until(grace, |sessions| sessions.open.is_empty());
+        self.shared.close_sessions(None, grace);
+        // What is left never logged in.
         for socket in lock(&self.shared.sessions).connections.values() {
             let _ = socket.shutdown(Shutdown::Both);
         }
         self.shared.wait_until(LAST_COMMANDS_WAIT, |sessions| sessions.connections.is_empty());
     }
+}
+
+fn flush<'a>(targets: impl IntoIterator<Item = &'a Arc<Target>>) -> Result<(), DeviceError> {
+    let units = targets.into_iter().flat_map(|target| target.units.values());
+    let writable = units.filter(|unit| !unit.options.read_only);
+    writable.map(|unit| unit.device.flush()).fold(Ok(()), Result::and)
 }
 
 impl Drop for Server {
@@ -162,6 +198,24 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 impl Shared {
     fn handles(&self) -> Vec<Arc<Handle>> {
         lock(&self.sessions).open.values().cloned().collect()
+    }
+
+    /// Asks the initiators of a target, or all, to leave, and closes what is left after `grace`.
+    fn close_sessions(&self, target: Option<&Arc<Target>>, grace: Duration) {
+        let concerned = |handle: &Handle| match (target, &handle.target) {
+            (None, _) => true,
+            (Some(target), Some(of)) => Arc::ptr_eq(of, target),
+            (Some(_), None) => false,
+        };
+        let seconds = u16::try_from(grace.as_secs()).unwrap_or(u16::MAX);
+        for handle in self.handles().into_iter().filter(|handle| concerned(handle)) {
+            handle.send_apart(vec![Session::ask_to_leave(seconds)]);
+        }
+        let all_left = |sessions: &Sessions| !sessions.open.values().any(|handle| concerned(handle));
+        if !self.wait_until(grace, all_left) {
+            self.handles().iter().filter(|handle| concerned(handle)).for_each(|handle| handle.hang_up());
+            self.wait_until(LAST_COMMANDS_WAIT, all_left);
+        }
     }
 
     /// Whether it came true in time.
@@ -335,9 +389,10 @@ fn log_in(
     reader: &mut BufReader<Socket>,
     writer: &mut LoginWriter,
 ) -> io::Result<Option<Box<Established>>> {
+    let targets = lock(&shared.targets).clone();
     let has_session = |handle: u16| lock(&shared.sessions).open.contains_key(&handle);
     let draining = shared.draining.load(Ordering::SeqCst);
-    let mut login = Login::new(Host { targets: &shared.targets, has_session: &has_session, draining });
+    let mut login = Login::new(Host { targets: &targets, has_session: &has_session, draining });
     loop {
         let pdu = Pdu::read(reader, Digests::default(), MAX_LOGIN_SEGMENT_BYTES).map_err(io::Error::other)?;
         match login.handle(&pdu.header, &pdu.data) {
@@ -367,7 +422,9 @@ fn begin_session<'a>(
     let portal = stream.local_addr()?.to_string();
     let begun = {
         let mut sessions = lock(&shared.sessions);
-        let draining = shared.draining.load(Ordering::SeqCst);
+        // Asked under the lock, so that who closes sessions sees every one that was entered.
+        let draining = shared.draining.load(Ordering::SeqCst)
+            || matches!(&login.purpose, Purpose::Normal(target) if target.closing.load(Ordering::SeqCst));
         // 0 stands for a session that is not there yet.
         let free = (1..=u16::MAX).map(|step| sessions.next_handle.wrapping_add(step));
         let free = free.into_iter().find(|handle| *handle != 0 && !sessions.open.contains_key(handle));
@@ -381,7 +438,7 @@ fn begin_session<'a>(
                     purpose: login.purpose.clone(),
                     parameters: login.parameters.clone(),
                     first_cmd_sn: login.cmd_sn,
-                    targets: shared.targets.clone(),
+                    targets: lock(&shared.targets).clone(),
                     portal,
                     payload_bytes: shared.options.payload_bytes_per_connection.max(MAX_TRANSFER_BYTES.into()),
                 };

@@ -144,6 +144,10 @@ pub(crate) struct Session {
     /// By the order in which they came.
     tasks: BTreeMap<u64, Task>,
     by_tag: HashMap<u32, u64>,
+    /// Tasks among them that wait for all before them.
+    ordered: usize,
+    /// Tasks that came outside the window.
+    immediate: usize,
     next_order: u64,
     next_transfer_tag: u32,
     free_payload_bytes: u64,
@@ -168,6 +172,8 @@ impl Session {
             settings,
             tasks: BTreeMap::new(),
             by_tag: HashMap::new(),
+            ordered: 0,
+            immediate: 0,
             next_order: 0,
             next_transfer_tag: 0,
             for_room: VecDeque::new(),
@@ -251,8 +257,7 @@ impl Session {
     }
 
     fn open_window(&mut self) {
-        let counted = self.tasks.values().filter(|task| !task.is_immediate()).count();
-        self.window.open(counted as u32);
+        self.window.open((self.tasks.len() - self.immediate) as u32);
     }
 
     fn transfer_tag(&mut self) -> u32 {

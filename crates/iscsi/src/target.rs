@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::scsi::{Unit, UnitOptions};
 use crate::{Device, TargetError};
@@ -69,6 +70,8 @@ pub(crate) struct Target {
     pub(crate) authentication: Option<Authentication>,
     initiators: Vec<String>,
     pub(crate) units: BTreeMap<u8, Arc<Unit>>,
+    /// It is being taken away: nobody is let in any more.
+    pub(crate) closing: AtomicBool,
 }
 
 impl Target {
@@ -84,7 +87,7 @@ impl Target {
 }
 
 /// Everything one server offers.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Targets {
     pub(crate) targets: Vec<Arc<Target>>,
     pub(crate) discovery: Option<Authentication>,
@@ -97,15 +100,18 @@ impl Targets {
         discovery: Option<Authentication>,
     ) -> Result<Self, TargetError> {
         check_authentication("discovery", discovery.as_ref())?;
-        let mut checked: Vec<Arc<Target>> = Vec::new();
-        for options in targets {
-            let target = check(options)?;
-            if checked.iter().any(|other| other.name == target.name) {
-                return Err(TargetError::SameName(target.name));
-            }
-            checked.push(Arc::new(target));
+        let none = Self { targets: Vec::new(), discovery };
+        targets.into_iter().try_fold(none, |targets, options| targets.with(options))
+    }
+
+    /// One more.
+    pub(crate) fn with(mut self, options: TargetOptions) -> Result<Self, TargetError> {
+        let target = check(options)?;
+        if self.find(&target.name).is_some() {
+            return Err(TargetError::SameName(target.name));
         }
-        Ok(Self { targets: checked, discovery })
+        self.targets.push(Arc::new(target));
+        Ok(self)
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<Target>> {
@@ -138,7 +144,7 @@ fn check(options: TargetOptions) -> Result<Target, TargetError> {
             return Err(TargetError::SameUnit { target: name, number });
         }
     }
-    Ok(Target { name, alias, authentication, initiators, units: checked })
+    Ok(Target { name, alias, authentication, initiators, units: checked, closing: AtomicBool::new(false) })
 }
 
 fn check_authentication(of: &str, authentication: Option<&Authentication>) -> Result<(), TargetError> {

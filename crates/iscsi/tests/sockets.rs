@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use iscsi::{ListenError, Server, ServerOptions, Targets};
+use iscsi::{ListenError, Server, ServerOptions, TargetError, TargetOptions, Targets};
 use support::client::*;
 use support::held::Held;
 use support::*;
@@ -232,7 +232,7 @@ fn floods_are_bounded() {
 
 #[test]
 fn a_login_that_takes_too_long_is_cut_off() {
-    let target = iscsi::TargetOptions { name: TARGET.into(), ..Default::default() };
+    let target = TargetOptions { name: TARGET.into(), ..Default::default() };
     let options = ServerOptions { login_timeout: Duration::from_millis(400), ..Default::default() };
     let mut server = Server::start(Targets::new([target], None).unwrap(), options);
     let address = server.listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -247,7 +247,7 @@ fn a_login_that_takes_too_long_is_cut_off() {
 
 #[test]
 fn connections_are_bounded() {
-    let target = iscsi::TargetOptions { name: TARGET.into(), ..Default::default() };
+    let target = TargetOptions { name: TARGET.into(), ..Default::default() };
     let options = ServerOptions { max_connections: 2, ..Default::default() };
     let mut server = Server::start(Targets::new([target], None).unwrap(), options);
     let address = server.listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -304,13 +304,47 @@ fn a_stop_lets_commands_end_and_flushes() {
     assert_eq!(disk.flushes.load(Ordering::SeqCst), 1);
 }
 
+/// A target is taken away from one initiator while another goes on with its own, and comes back.
+#[test]
+fn targets_come_and_go() {
+    const OTHER: &str = "iqn.2026-01.test:other";
+    let serving = Serving::memory(MIB, THICK_512N);
+    let disk = Held::new(MIB);
+    let other = || TargetOptions {
+        name: OTHER.into(),
+        units: vec![(0, disk.clone(), options(THICK_512N, b"other"))],
+        ..TargetOptions::default()
+    };
+    let names_other = [("TargetName", OTHER)];
+    assert_eq!(Client::log_in_to(serving.address, "guest", &names_other).status, 0x0203);
+    serving.server.add(other()).unwrap();
+    assert!(matches!(serving.server.add(other()), Err(TargetError::SameName(_))));
+    let mut stays = Client::ready(serving.address, "guest", &[]);
+    let mut goes = Client::log_in_to(serving.address, "guest", &names_other);
+    assert_eq!(goes.status, 0);
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| serving.server.remove(OTHER, Duration::from_secs(1)));
+        assert_eq!(goes.receive().opcode(), 0x32);
+        assert_eq!(Client::log_in_to(serving.address, "guest", &names_other).status, 0x0301, "on its way out");
+        assert!(goes.is_closed(), "it did not leave by itself");
+        assert!(removal.join().unwrap().unwrap());
+    });
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(Client::log_in_to(serving.address, "guest", &names_other).status, 0x0203);
+    assert!(!serving.server.remove(OTHER, Duration::ZERO).unwrap(), "there is none");
+    stays.read(0, 1);
+    assert_eq!(stays.receive().verdict(), (0, 0, 0));
+    serving.server.add(other()).unwrap();
+    assert_eq!(Client::log_in_to(serving.address, "guest", &names_other).status, 0);
+}
+
 #[test]
 fn other_machines_need_a_login() {
     let everywhere = "0.0.0.0:0".parse().unwrap();
     for (login, discovery, listens) in
         [(false, false, false), (true, false, false), (false, true, false), (true, true, true)]
     {
-        let target = iscsi::TargetOptions {
+        let target = TargetOptions {
             name: TARGET.into(),
             authentication: login.then(mutual),
             units: vec![],
@@ -319,7 +353,11 @@ fn other_machines_need_a_login() {
         let targets = Targets::new([target], discovery.then(mutual)).unwrap();
         let mut server = Server::start(targets, ServerOptions::default());
         match server.listen(everywhere) {
-            Ok(_) => assert!(listens),
+            Ok(_) => {
+                assert!(listens);
+                let open = TargetOptions { name: format!("{TARGET}.2"), ..Default::default() };
+                assert!(matches!(server.add(open), Err(TargetError::NeedsLogin(_))), "none comes in later");
+            }
             Err(ListenError::NeedsLogin(_)) => assert!(!listens),
             Err(other) => panic!("{other}"),
         }

@@ -135,6 +135,7 @@ fn every_refusal() {
         ("discovery without a proof", true, false, request(0x87), with(&[("SessionType", "Discovery")]), 0x0201),
         ("draining", false, true, request(0x87), names.clone(), 0x0301),
         ("no proof", true, false, request(0x87), names.clone(), 0x0201),
+        ("terms before the proof", true, false, request(0x04), names.clone(), 0x0201),
         ("no method", true, false, request(0x81), names.clone(), 0x0201),
         ("None only", true, false, request(0x81), with(&[NAMES[1], ("AuthMethod", "None")]), 0x0201),
         ("CHAP only", false, false, request(0x81), with(&[NAMES[1], ("AuthMethod", "CHAP")]), 0x0201),

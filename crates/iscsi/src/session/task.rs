@@ -33,12 +33,6 @@ pub(crate) struct Task {
     stop: Option<Stop>,
 }
 
-impl Task {
-    pub(crate) fn is_immediate(&self) -> bool {
-        self.immediate
-    }
-}
-
 /// Data that we asked for.
 #[derive(Debug)]
 struct Transfer {
@@ -101,7 +95,7 @@ impl Session {
             return actions.push(rejected(&pdu, reject::PROTOCOL_ERROR));
         }
         let immediate = header.is_immediate();
-        if immediate && self.tasks.values().filter(|task| task.immediate).count() >= MAX_IMMEDIATE_COMMANDS {
+        if immediate && self.immediate == MAX_IMMEDIATE_COMMANDS {
             return actions.push(rejected(&pdu, reject::TOO_MANY_IMMEDIATE));
         }
         let ordered = header.0[at::FLAGS] & 7 == ORDERED;
@@ -122,6 +116,8 @@ impl Session {
         let task =
             Task { tag, lun, immediate, ordered, held_bytes: 0, job: Some(job), transfer: None, stopped, stop: None };
         self.tasks.insert(order, task);
+        self.ordered += usize::from(ordered);
+        self.immediate += usize::from(immediate);
         self.by_tag.insert(tag, order);
         actions.extend(self.ask_for_data(now).into_iter().map(Action::Send));
     }
@@ -272,13 +268,12 @@ impl Session {
     }
 
     fn next_ready(&self) -> Option<usize> {
-        // Ordered commands are rare; without one everything is free to begin.
-        let first_ordered = self.tasks.iter().find(|(_, task)| task.ordered).map(|(order, _)| *order);
-        let first = self.tasks.keys().next().copied();
-        self.ready.iter().position(|order| match first_ordered {
-            None => true,
-            Some(ordered) => *order < ordered || (*order == ordered && first == Some(ordered)),
-        })
+        if self.ordered == 0 {
+            return (!self.ready.is_empty()).then_some(0);
+        }
+        let first_ordered = self.tasks.iter().find(|(_, task)| task.ordered).map(|(order, _)| *order)?;
+        let is_first = self.tasks.keys().next() == Some(&first_ordered);
+        self.ready.iter().position(|order| *order < first_ordered || (*order == first_ordered && is_first))
     }
 
     /// A job has ended, and has `changed` the medium or not. Must be called before its answer is sent, so that this
@@ -303,6 +298,8 @@ impl Session {
     fn remove(&mut self, order: u64) -> Option<Task> {
         let task = self.tasks.remove(&order)?;
         self.by_tag.remove(&task.tag);
+        self.ordered -= usize::from(task.ordered);
+        self.immediate -= usize::from(task.immediate);
         self.free_payload_bytes += task.held_bytes;
         self.open_window();
         Some(task)
@@ -331,9 +328,11 @@ impl Session {
 
     /// Nobody listens any more: drops what has not begun, and lets what runs know.
     pub(crate) fn end(&mut self) {
+        let waiting: Vec<u64> =
+            self.tasks.iter().filter(|(_, task)| task.job.is_some()).map(|(order, _)| *order).collect();
+        waiting.into_iter().for_each(|order| drop(self.remove(order)));
         self.ready.clear();
         self.for_room.clear();
-        self.tasks.retain(|_, task| task.job.is_none());
         self.tasks.values().for_each(|task| task.stopped.store(true, Ordering::SeqCst));
     }
 

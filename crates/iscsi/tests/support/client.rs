@@ -50,11 +50,16 @@ impl Received {
 impl Client {
     /// Logs in, or is refused.
     pub fn log_in(address: SocketAddr, name: &str, keys: &[(&str, &str)]) -> Self {
+        Self::log_in_to(address, name, &[&[("TargetName", TARGET)], keys].concat())
+    }
+
+    /// With the target's name among the keys.
+    pub fn log_in_to(address: SocketAddr, name: &str, keys: &[(&str, &str)]) -> Self {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut client = Self { socket, digests: false, cmd_sn: 1, tag: 0, status: 0, stat_sn: 0 };
         let name = format!("iqn.2026-01.test:{name}");
-        let all = [&[("InitiatorName", name.as_str()), ("TargetName", TARGET)], keys].concat();
+        let all = [&[("InitiatorName", name.as_str())], keys].concat();
         let text: Vec<u8> = all.iter().flat_map(|(key, value)| format!("{key}={value}\0").into_bytes()).collect();
         let mut header = [0; 48];
         (header[0], header[1]) = (0x43, 0x87);

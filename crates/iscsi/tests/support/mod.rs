@@ -44,14 +44,11 @@ impl Serving {
 
     /// Port 0 is any.
     pub fn new(device: Arc<dyn Device>, shown: Shown, authentication: Option<Authentication>, port: u16) -> Self {
-        let Shown { block_size, provisioning, read_only } = shown;
-        let identity = Identity::new("E3", "Restore Point", "1", b"a test");
-        let options = UnitOptions { block_size, provisioning, read_only, identity };
         let target = TargetOptions {
             name: TARGET.into(),
             alias: "a test".into(),
             authentication: authentication.clone(),
-            units: vec![(0, device, options)],
+            units: vec![(0, device, options(shown, b"a test"))],
             ..TargetOptions::default()
         };
         let targets = Targets::new([target], authentication).unwrap();
@@ -72,6 +69,12 @@ impl Serving {
     pub fn url_as(&self, user: &str, secret: &str) -> String {
         format!("iscsi://{user}%{secret}@{}/{TARGET}/0", self.address)
     }
+}
+
+pub fn options(shown: Shown, seed: &[u8]) -> UnitOptions {
+    let Shown { block_size, provisioning, read_only } = shown;
+    let identity = Identity::new("E3", "Restore Point", "1", seed);
+    UnitOptions { block_size, provisioning, read_only, identity }
 }
 
 /// Mutual: alice and target1.
