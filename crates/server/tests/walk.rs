@@ -13,7 +13,7 @@ use server::access::{Need, allows};
 use server::http::routes::{self, Access, Endpoint};
 use server::store::schema;
 use support::database::Database;
-use support::{As, Reply, TestServer};
+use support::{As, Reply, TestServer, fields};
 
 /// An id that no row has.
 const NOBODY: i64 = 987_654;
@@ -60,28 +60,6 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
         ("user", user["user"]["id"].clone()),
     ]);
     Client { rows, agent }
-}
-
-/// The fields of each request, from the OpenAPI document.
-fn fields(endpoint: &Endpoint) -> Map<String, Value> {
-    let mut schemas = Vec::new();
-    let Some(name) = (endpoint.request)(&mut schemas) else { return Map::new() };
-    let schema = schemas.iter().find(|(other, _)| *other == name).map(|(_, schema)| serde_json::to_value(schema));
-    let schema = schema.expect("its schema").expect("JSON");
-    let mut all = Map::new();
-    let parts = std::iter::once(&schema).chain(schema["allOf"].as_array().into_iter().flatten());
-    for part in parts {
-        let part = match part["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
-            Some(name) => {
-                let found =
-                    schemas.iter().find(|(other, _)| other == name).map(|(_, schema)| serde_json::to_value(schema));
-                found.expect("a schema that is named").expect("JSON")
-            }
-            None => part.clone(),
-        };
-        all.extend(part["properties"].as_object().cloned().unwrap_or_default());
-    }
-    all
 }
 
 /// A body that reaches the query for a row: ids out of `rows` (or one that nobody has), the rest as it has to be.
