@@ -35,8 +35,12 @@ struct Serve {
     #[arg(long, env = "E3_SERVER_DATABASE", hide_env_values = true, value_name = "ADDRESS")]
     database: Option<String>,
 
-    /// The address that agents and browsers use, for example https://backup.example.com.
-    #[arg(long, env = "E3_SERVER_PUBLIC_URL", value_name = "URL")]
+    #[arg(
+        long,
+        env = "E3_SERVER_PUBLIC_URL",
+        value_name = "URL",
+        help = "The address that agents and browsers use, for example https://backup.example.com"
+    )]
     public_url: Option<String>,
 
     /// A proxy in front, whose X-Forwarded-For is believed; may be repeated.

@@ -1,4 +1,4 @@
-//! HTTP: every call goes through [`serve`], in the order of spec control-api 1.5.
+//! HTTP: every call goes through `serve`, in the order of spec control-api 1.5.
 //!
 //! Size, rate, credentials, role, fields, handler, envelope. A handler is an async function of a [`Call`]; which
 //! handler stands behind which name, with what it needs, is the one table in `routes.rs`.

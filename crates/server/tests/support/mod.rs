@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::SignedDuration;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use server::clock::Clock;
+use server::http::routes::Endpoint;
 use server::settings::{Rates, Settings};
 use server::{App, Server};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -150,7 +151,11 @@ impl TestServer {
             As::Agent { id, token, boot } => {
                 request = request.header("x-agent-id", id.to_string()).header("x-agent-token", token);
                 request = request.header("x-agent-boot", boot).header("x-agent-caps", "claim,seq,disks");
-                if let Some(claim) = body.get("claim_id").and_then(Value::as_str) {
+                if let Some(claim) = body
+                    .get("claim_id")
+                    .and_then(Value::as_str)
+                    .filter(|claim| claim.bytes().all(|byte| byte.is_ascii_graphic()) && claim.len() < 100)
+                {
                     request = request.header("x-run-claim", claim);
                 }
             }
@@ -399,6 +404,28 @@ pub fn result(run: &Value, vm: &Value) -> Value {
             "read_mode": if is_incremental { "changed" } else { "full" }, "rct_id": format!("rct-{stem}"),
         }],
     })
+}
+
+/// The fields of an endpoint's request, as the OpenAPI document describes them.
+pub fn fields(endpoint: &Endpoint) -> Map<String, Value> {
+    let mut schemas = Vec::new();
+    let Some(name) = (endpoint.request)(&mut schemas) else { return Map::new() };
+    let schema = schemas.iter().find(|(other, _)| *other == name).map(|(_, schema)| serde_json::to_value(schema));
+    let schema = schema.expect("its schema").expect("JSON");
+    let mut all = Map::new();
+    let parts = std::iter::once(&schema).chain(schema["allOf"].as_array().into_iter().flatten());
+    for part in parts {
+        let part = match part["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
+            Some(name) => {
+                let found =
+                    schemas.iter().find(|(other, _)| other == name).map(|(_, schema)| serde_json::to_value(schema));
+                found.expect("a schema that is named").expect("JSON")
+            }
+            None => part.clone(),
+        };
+        all.extend(part["properties"].as_object().cloned().unwrap_or_default());
+    }
+    all
 }
 
 /// Looks again until something holds, at most ten seconds.
