@@ -1,0 +1,39 @@
+//! Restore points as block devices.
+//!
+//! A [`LayeredDevice`] is a disk of a restore point that a guest can boot from and write to. What it reads comes through
+//! caches from the [`Base`]; what it writes goes into an encrypted [`overlay`]. Meanwhile the base is copied to where the
+//! disk is going to stay ([`Target`]), the guest's writes follow, and at the end the disk is that target and nothing
+//! else. None of this loses a write that a guest was told is done, whatever dies when.
+//!
+//! Where to start reading: `device.rs`, then `overlay/mod.rs` with its parts, then `moving.rs`. `cache.rs` and
+//! `prefetch.rs` make it fast. Source of the formats and rules: "spec block-serving C".
+
+pub mod folder;
+pub mod overlay;
+
+mod base;
+mod boot_set;
+mod cache;
+mod metrics;
+mod prefetch;
+
+mod gate;
+mod range_lock;
+
+mod device;
+mod hydrate_map;
+mod moving;
+
+mod session;
+mod state;
+
+pub use base::{Base, BaseError, FileBase, Origin, base_identity};
+pub use boot_set::{BootSet, FirstTouches, MANIFEST_TYPE};
+pub use cache::{CachedBase, Lane, MemoryCache};
+pub use device::{LayeredDevice, Target};
+pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
+pub use metrics::{Metrics, Operation, PrefetchKind, Source};
+pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
+pub use prefetch::{Plan, Prefetch};
+pub use session::{About, NewDisk, Session, SessionError, SessionParts, discard_session, os_boot_id};
+pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};

@@ -1,0 +1,4 @@
+#![allow(dead_code)] // each test file uses its own part
+
+pub mod base;
+pub mod machine;
