@@ -27,13 +27,18 @@ mod moving;
 mod session;
 mod state;
 
+mod disk_cache;
+mod point_base;
+
 pub use base::{Base, BaseError, FileBase, Origin, base_identity};
 pub use boot_set::{BootSet, FirstTouches, MANIFEST_TYPE};
 pub use cache::{CachedBase, Lane, MemoryCache};
 pub use device::{LayeredDevice, Target};
+pub use disk_cache::DiskCache;
 pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 pub use metrics::{Metrics, Operation, PrefetchKind, Source};
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
+pub use point_base::{PointBase, RecordError, overlay_secret, read_boot_set, record_boot_set};
 pub use prefetch::{Plan, Prefetch};
 pub use session::{About, NewDisk, Session, SessionError, SessionParts, discard_session, os_boot_id};
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};

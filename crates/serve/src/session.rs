@@ -117,7 +117,9 @@ impl Session {
         let (listed, session_state) = (state.disks.clone(), state.state);
         let mut session = Self { parts, folder, state: Mutex::new(state), disks: Vec::new() };
         for disk in &listed {
-            session.take_up_disk(disk, session_state, base_of)?;
+            if let Err(error) = session.take_up_disk(disk, session_state, base_of) {
+                return Err(session.give_up(error));
+            }
         }
         session.update(|state| {
             if is_kill {
@@ -263,6 +265,19 @@ impl Session {
         problems
     }
 
+    /// Notes that a person is needed, where that is so: an overlay that is not whole does not become so by itself.
+    fn give_up(&self, error: SessionError) -> SessionError {
+        use OverlayError::{Damaged, FlushedDataMissing, Foreign, Missing};
+        if let SessionError::Overlay(Damaged { .. } | FlushedDataMissing { .. } | Foreign { .. } | Missing { .. }) = error {
+            let reason = error.to_string();
+            let noted = self.update(|state| (state.state, state.reason) = (State::Failed, Some(reason)));
+            if let Err(error) = noted {
+                tracing::warn!(%error, "that a session failed is not noted");
+            }
+        }
+        error
+    }
+
     fn lock(&self) -> MutexGuard<'_, SessionState> {
         self.state.lock().expect("no panic while held")
     }
@@ -282,7 +297,7 @@ impl Session {
         if !from.may_become(next) {
             return Err(SessionError::Transition { from, next });
         }
-        self.update(|state| state.state = next)?;
+        self.update(|state| (state.state, state.reason) = (next, None))?;
         tracing::info!(session = %self.lock().session, ?from, ?next, "session");
         Ok(())
     }
