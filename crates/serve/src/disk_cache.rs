@@ -82,9 +82,10 @@ impl DiskCache {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 // The order of use outlives the process; without it, the order of arrival does.
-                let _ = std::fs::File::options().append(true).open(&path).and_then(|file| {
-                    file.set_modified(SystemTime::now())
-                });
+                let _ = std::fs::File::options()
+                    .append(true)
+                    .open(&path)
+                    .and_then(|file| file.set_modified(SystemTime::now()));
                 Some(bytes)
             }
             Err(_) => {

@@ -268,7 +268,9 @@ impl Session {
     /// Notes that a person is needed, where that is so: an overlay that is not whole does not become so by itself.
     fn give_up(&self, error: SessionError) -> SessionError {
         use OverlayError::{Damaged, FlushedDataMissing, Foreign, Missing};
-        if let SessionError::Overlay(Damaged { .. } | FlushedDataMissing { .. } | Foreign { .. } | Missing { .. }) = error {
+        if let SessionError::Overlay(Damaged { .. } | FlushedDataMissing { .. } | Foreign { .. } | Missing { .. }) =
+            error
+        {
             let reason = error.to_string();
             let noted = self.update(|state| (state.state, state.reason) = (State::Failed, Some(reason)));
             if let Err(error) = noted {

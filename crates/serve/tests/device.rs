@@ -28,21 +28,13 @@ fn nothing_is_lost_while_the_disk_moves() {
     let place = tempfile::tempdir().unwrap();
     let folder = Arc::new(DiskFolder::open_or_create(&place.path().join("session")).unwrap());
     let base = Arc::new(MemoryBase::new(size, 256 << 10));
-    let options = OverlayOptions {
-        segment_bytes: 1 << 20,
-        compact_from_bytes: 4 << 20,
-        limit_bytes: None,
-        reserve_bytes: 0,
-    };
+    let options =
+        OverlayOptions { segment_bytes: 1 << 20, compact_from_bytes: 4 << 20, limit_bytes: None, reserve_bytes: 0 };
     let device = device(base.clone(), Some(create(folder.clone(), &base, options)));
     let image = place.path().join("target.raw");
     std::fs::File::create(&image).unwrap().set_len(size).unwrap();
-    let identity = MapIdentity {
-        session: SESSION,
-        grain_bytes: 64 << 10,
-        size_bytes: size,
-        base: serve::Base::identity(&*base),
-    };
+    let identity =
+        MapIdentity { session: SESSION, grain_bytes: 64 << 10, size_bytes: size, base: serve::Base::identity(&*base) };
     let map = HydrateMap::create(&*folder, &identity).unwrap();
     device.set_target(Target { disk: Arc::new(FileDevice::open(&image, false).unwrap()), map });
     let is_local = AtomicBool::new(false);
@@ -121,8 +113,7 @@ fn nothing_is_lost_while_the_disk_moves() {
     assert_eq!(read(&device, 0, sectors).unwrap(), expected);
     device.flush().unwrap();
     let target = std::fs::read(&image).unwrap();
-    let on_disk: Vec<u64> =
-        target.chunks_exact(512).map(|sector| support::base::value_of(sector).unwrap()).collect();
+    let on_disk: Vec<u64> = target.chunks_exact(512).map(|sector| support::base::value_of(sector).unwrap()).collect();
     assert_eq!(on_disk, expected);
     let (guest, base_marker) = (&GUEST_MARKER.to_be_bytes()[..5], &b"BASEBASE"[..5]);
     let holds = |bytes: &[u8], marker: &[u8]| bytes.windows(marker.len()).any(|window| window == marker);

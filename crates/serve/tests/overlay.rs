@@ -22,12 +22,7 @@ fn base() -> Arc<MemoryBase> {
 }
 
 fn small() -> OverlayOptions {
-    OverlayOptions {
-        segment_bytes: 32 << 10,
-        compact_from_bytes: 128 << 10,
-        limit_bytes: None,
-        reserve_bytes: 0,
-    }
+    OverlayOptions { segment_bytes: 32 << 10, compact_from_bytes: 128 << 10, limit_bytes: None, reserve_bytes: 0 }
 }
 
 fn options(limit_bytes: u64) -> OverlayOptions {
@@ -95,9 +90,8 @@ fn damage_is_never_served() {
             let sectors = seen.iter().zip(before.iter().zip(after));
             sectors.into_iter().all(|(seen, (before, after))| seen.is_none_or(|seen| seen == *before || seen == *after))
         };
-        let is_an_instant = (0..instants.len()).any(|nth| {
-            fits(&instants[nth], instants.get(nth + 1).unwrap_or(&instants[nth]))
-        });
+        let is_an_instant =
+            (0..instants.len()).any(|nth| fits(&instants[nth], instants.get(nth + 1).unwrap_or(&instants[nth])));
         assert!(is_an_instant, "seed {seed}: {name}");
     }
     assert!(fatal > 50, "some damage is seen at once: {fatal}");
@@ -188,7 +182,11 @@ impl StoredFile for FailingFile {
         self.inner.read_exact_at(buf, offset_bytes)
     }
     fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
-        if self.writes.load(Ordering::SeqCst) { Err(io::Error::other("bad disk")) } else { self.inner.write_all_at(data, offset_bytes) }
+        if self.writes.load(Ordering::SeqCst) {
+            Err(io::Error::other("bad disk"))
+        } else {
+            self.inner.write_all_at(data, offset_bytes)
+        }
     }
     fn sync_data(&self) -> io::Result<()> {
         if self.syncs.load(Ordering::SeqCst) { Err(io::Error::other("bad disk")) } else { self.inner.sync_data() }
