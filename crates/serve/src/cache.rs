@@ -31,8 +31,16 @@ pub struct MemoryCache {
 struct Kept {
     bytes: u64,
     tick: u64,
-    segments: HashMap<(u64, u64), (Arc<Vec<u8>>, u64)>,
-    by_use: BTreeMap<u64, (u64, u64)>,
+    segments: HashMap<Key, KeptSegment>,
+    by_use: BTreeMap<u64, Key>,
+}
+
+/// A disk and a segment of it.
+type Key = (u64, u64);
+
+struct KeptSegment {
+    bytes: Arc<Vec<u8>>,
+    used: u64,
 }
 
 impl MemoryCache {
@@ -41,31 +49,31 @@ impl MemoryCache {
         Arc::new(Self { limit_bytes, next_disk: AtomicU64::new(0), state: Mutex::default() })
     }
 
-    fn get(&self, key: (u64, u64)) -> Option<Arc<Vec<u8>>> {
+    fn get(&self, key: Key) -> Option<Arc<Vec<u8>>> {
         let mut kept = self.state.lock().expect("no panic while held");
         kept.tick += 1;
         let tick = kept.tick;
-        let (bytes, used) = kept.segments.get_mut(&key)?;
-        let (bytes, before) = (bytes.clone(), std::mem::replace(used, tick));
+        let segment = kept.segments.get_mut(&key)?;
+        let (bytes, before) = (segment.bytes.clone(), std::mem::replace(&mut segment.used, tick));
         kept.by_use.remove(&before);
         kept.by_use.insert(tick, key);
         Some(bytes)
     }
 
-    fn put(&self, key: (u64, u64), bytes: Arc<Vec<u8>>) {
+    fn put(&self, key: Key, bytes: Arc<Vec<u8>>) {
         let mut kept = self.state.lock().expect("no panic while held");
         kept.tick += 1;
         let tick = kept.tick;
         kept.bytes += bytes.len() as u64;
-        if let Some((before, used)) = kept.segments.insert(key, (bytes, tick)) {
-            kept.bytes -= before.len() as u64;
-            kept.by_use.remove(&used);
+        if let Some(before) = kept.segments.insert(key, KeptSegment { bytes, used: tick }) {
+            kept.bytes -= before.bytes.len() as u64;
+            kept.by_use.remove(&before.used);
         }
         kept.by_use.insert(tick, key);
         while kept.bytes > self.limit_bytes {
             let Some((_, oldest)) = kept.by_use.pop_first() else { break };
-            if let Some((bytes, _)) = kept.segments.remove(&oldest) {
-                kept.bytes -= bytes.len() as u64;
+            if let Some(segment) = kept.segments.remove(&oldest) {
+                kept.bytes -= segment.bytes.len() as u64;
             }
         }
     }

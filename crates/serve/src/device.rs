@@ -153,7 +153,7 @@ impl LayeredDevice {
         let first = offset_bytes / SECTOR_BYTES;
         let missing = match &self.overlay {
             Some(overlay) => overlay.read(first, buf).map_err(overlay_error)?,
-            None => vec![first..first + buf.len() as u64 / SECTOR_BYTES],
+            None => std::iter::once(first..first + buf.len() as u64 / SECTOR_BYTES).collect(),
         };
         let below: u64 = missing.iter().map(|sectors| (sectors.end - sectors.start) * SECTOR_BYTES).sum();
         self.metrics.read_from(Source::Overlay, buf.len() as u64 - below);

@@ -113,7 +113,7 @@ impl Plan {
     }
 
     /// The segment to fetch next. What a guest's own reads foretell is more certain than structure, the boot set most.
-    pub fn next(&mut self) -> Option<(u64, PrefetchKind)> {
+    pub fn take_next(&mut self) -> Option<(u64, PrefetchKind)> {
         for (queue, kind) in [
             (&mut self.boot_set, PrefetchKind::BootSet),
             (&mut self.structure, PrefetchKind::Structure),
@@ -252,7 +252,7 @@ impl Shared {
                     if state.is_over {
                         return;
                     }
-                    if let Some(next) = state.plan.next() {
+                    if let Some(next) = state.plan.take_next() {
                         break next;
                     }
                     state = self.changed.wait(state).expect("no panic while held");
@@ -286,7 +286,7 @@ mod tests {
     const SEGMENT: u64 = 1 << 20;
 
     fn drained(plan: &mut Plan) -> Vec<(u64, PrefetchKind)> {
-        std::iter::from_fn(|| plan.next()).collect()
+        std::iter::from_fn(|| plan.take_next()).collect()
     }
 
     #[test]
@@ -326,7 +326,7 @@ mod tests {
             let mut plan = Plan::new(1000 * SEGMENT, 1 << 20);
             plan.follow(&(0..100).collect::<Vec<_>>());
             for _ in 0..JUDGED {
-                let (segment, kind) = plan.next().unwrap();
+                let (segment, kind) = plan.take_next().unwrap();
                 plan.was_fetched(segment, kind, 0);
             }
             for segment in (0..JUDGED as u64).filter(|nth| used_each > 0 && nth % used_each == 0) {

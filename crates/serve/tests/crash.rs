@@ -115,6 +115,18 @@ struct History {
     base: Arc<MemoryBase>,
     options: OverlayOptions,
     is_local: RefCell<bool>,
+    reached: RefCell<Reached>,
+}
+
+/// How often something happened.
+#[derive(Default, Debug)]
+struct Reached {
+    hydrated: u64,
+    drained: u64,
+    compacted: u64,
+    switched: u64,
+    deaths_layered: u64,
+    deaths_local: u64,
 }
 
 /// The process died, or something is wrong.
@@ -147,6 +159,7 @@ impl History {
             base,
             options,
             is_local: RefCell::new(false),
+            reached: RefCell::default(),
         }
     }
 
@@ -299,11 +312,12 @@ impl History {
             if step == Step::Held {
                 *is_held.borrow_mut() = true;
             }
-            if !*is_held.borrow() && self.below(3) == 0 {
-                if let Err(stop) = self.guest(device) {
-                    *wrong.borrow_mut() = Some(stop);
-                    return Err(MoveError::Stopped);
-                }
+            if !*is_held.borrow()
+                && self.below(3) == 0
+                && let Err(stop) = self.guest(device)
+            {
+                *wrong.borrow_mut() = Some(stop);
+                return Err(MoveError::Stopped);
             }
             Ok(())
         };
@@ -313,20 +327,27 @@ impl History {
             0 if !is_local && !has_target => {
                 return self.settle(self.add_target(device), "add a target");
             }
-            1..3 if !is_local && has_target => device.hydrate(&pause).map(drop),
-            3..6 if !is_local && has_target => device.drain(self.below(SECTORS), &pause).map(drop),
+            1..3 if !is_local && has_target => device.hydrate(&pause).map(|hydrated| {
+                self.reached.borrow_mut().hydrated += u64::from(hydrated.is_complete());
+            }),
+            3..6 if !is_local && has_target => device.drain(self.below(SECTORS), &pause).map(|next| {
+                self.reached.borrow_mut().drained += u64::from(next.is_some());
+            }),
             6 if !is_local && device.hydrated().is_some_and(|hydrated| hydrated.is_complete()) => {
                 let folder = self.machine.folder();
                 let commit = || replace(&*folder, "state", b"LOCAL").map_err(|error| error.to_string());
                 device.switch(&commit, &pause).map(|switched| {
                     if switched == Switched::Local {
                         *self.is_local.borrow_mut() = true;
+                        self.reached.borrow_mut().switched += 1;
                     }
                 })
             }
             7 if !is_local => {
                 let overlay = device.overlay().expect("a disk that is not local has one");
-                return self.settle(overlay.compact(), "compact").map(drop);
+                let has_compacted = self.settle(overlay.compact(), "compact")?;
+                self.reached.borrow_mut().compacted += u64::from(has_compacted);
+                return Ok(());
             }
             8 if !is_local => {
                 let overlay = device.overlay().expect("a disk that is not local has one");
@@ -350,6 +371,11 @@ impl History {
             }
         }
         drop(device);
+        if self.machine.is_dead() {
+            let mut reached = self.reached.borrow_mut();
+            let deaths = if *self.is_local.borrow() { &mut reached.deaths_local } else { &mut reached.deaths_layered };
+            *deaths += 1;
+        }
         let device = self.take_up_after(death)?;
         if let Some(problem) = self.machine.problem() {
             return Err(problem);
@@ -442,6 +468,28 @@ fn histories(sample: u64) -> u64 {
 #[test]
 fn histories_of_kills_and_power_losses() {
     assert_eq!(first_problem(0..histories(6000), Forgets::default()), None);
+}
+
+/// What histories are about happens in them, often.
+#[test]
+fn histories_reach_everything() {
+    let mut all = Reached::default();
+    for seed in 0..500 {
+        let history = History::new(seed, Forgets::default());
+        history.play().unwrap();
+        let reached = history.reached.into_inner();
+        all.hydrated += reached.hydrated;
+        all.drained += reached.drained;
+        all.compacted += reached.compacted;
+        all.switched += reached.switched;
+        all.deaths_layered += reached.deaths_layered;
+        all.deaths_local += reached.deaths_local;
+    }
+    println!("{all:?}");
+    let Reached { hydrated, drained, compacted, switched, deaths_layered, deaths_local } = all;
+    for count in [hydrated, drained, compacted, switched, deaths_layered, deaths_local] {
+        assert!(count > 50, "{all:?}");
+    }
 }
 
 /// `cargo test -p serve --release --test crash -- --ignored`

@@ -51,7 +51,7 @@ fn child() {
     for nth in 0.. {
         let first = random.below(SIZE / 512 - 64);
         let count = 1 + random.below(64);
-        let value = seed << 32 | nth + 1;
+        let value = (seed << 32) | (nth + 1);
         writeln!(out, "\nbegin {first} {count} {value}").unwrap();
         write(&device, first, &vec![value; count as usize]).unwrap();
         writeln!(out, "done").unwrap();

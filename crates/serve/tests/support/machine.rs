@@ -64,7 +64,7 @@ struct Inode {
 impl Machine {
     pub fn new(seed: u64, forgets: Forgets) -> Self {
         Self(Arc::new(Mutex::new(State {
-            random: SplitMix::new(seed ^ 0x6D61_6368_696E_65),
+            random: SplitMix::new(!seed),
             boots: 0,
             calls_left: None,
             calls: 0,
