@@ -38,7 +38,9 @@ pub use disk_cache::DiskCache;
 pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 pub use metrics::{Metrics, Operation, PrefetchKind, Source};
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
-pub use point_base::{PointBase, RecordError, overlay_secret, read_boot_set, record_boot_set};
+pub use point_base::{PointBase, RecordError, disk_id_of, overlay_secret, read_boot_set, record_boot_set};
 pub use prefetch::{Plan, Prefetch};
-pub use session::{About, NewDisk, Session, SessionError, SessionParts, discard_session, os_boot_id};
+pub use session::{
+    About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, new_session_id, os_boot_id,
+};
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use crate::base::{Base, BaseError, Origin, base_identity};
 use crate::boot_set::{BootSet, MANIFEST_TYPE};
 use crate::disk_cache::DiskCache;
+use crate::overlay::sha256;
 
 /// A disk in a repository.
 pub struct PointBase {
@@ -123,6 +124,12 @@ fn message(segment: u64, error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// The id that a disk of a point has in sessions: it follows from the virtual disk's own.
+pub fn disk_id_of(disk: &PointDisk) -> [u8; 16] {
+    let sum = sha256(disk.virtual_disk_id.to_ascii_lowercase().as_bytes());
+    std::array::from_fn(|nth| sum[nth])
 }
 
 /// The secret that the overlays of this repository's points are sealed by: not stored, so whoever can serve the point

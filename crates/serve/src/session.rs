@@ -21,6 +21,7 @@ use crate::hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 use crate::metrics::Metrics;
 use crate::moving::{MoveError, Pause, Switched};
 use crate::overlay::{DiskKey, Identity, Overlay, OverlayError, OverlayOptions};
+use crate::prefetch::Prefetch;
 use crate::state::{DiskState, STATE_NAME, SessionState, State, hex, id_of};
 
 /// Space that must be left at a target, of what it will take.
@@ -47,7 +48,22 @@ pub struct NewDisk {
     /// The name it is served under.
     pub name: String,
     /// What it is at first.
+    pub base: DiskBase,
+}
+
+/// A base as a session needs it.
+#[derive(Clone)]
+pub struct DiskBase {
+    /// The base, through memory.
     pub base: Arc<CachedBase>,
+    /// What fetches ahead of the guest, if anything does.
+    pub prefetch: Option<Arc<Prefetch>>,
+}
+
+impl From<Arc<CachedBase>> for DiskBase {
+    fn from(base: Arc<CachedBase>) -> Self {
+        Self { base, prefetch: None }
+    }
 }
 
 /// Disks of one restore point that are served.
@@ -85,8 +101,8 @@ impl Session {
             state.disks.push(DiskState {
                 disk: hex(&disk.disk),
                 name: disk.name.clone(),
-                size_bytes: disk.base.base().size_bytes(),
-                base: hex(&disk.base.base().identity()),
+                size_bytes: disk.base.base.base().size_bytes(),
+                base: hex(&disk.base.base.base().identity()),
                 target: None,
                 is_local: false,
                 others: serde_json::Map::new(),
@@ -105,7 +121,7 @@ impl Session {
     /// Whether clients may be let in is told by [`State::is_serving`].
     pub fn resume(
         parts: SessionParts,
-        base_of: &dyn Fn(&DiskState) -> Result<Arc<CachedBase>, BaseError>,
+        base_of: &dyn Fn(&DiskState) -> Result<DiskBase, BaseError>,
     ) -> Result<Self, SessionError> {
         let folder = DiskFolder::open_or_create(&parts.folder).map_err(failed("open", &parts.folder))?;
         let state = SessionState::read(&folder).map_err(failed("read the state in", &parts.folder))?;
@@ -330,13 +346,13 @@ impl Session {
     }
 
     fn begin_disk(&mut self, disk: NewDisk) -> Result<(), SessionError> {
-        disk.base.read_exact_at(&mut [0; 512], 0, Lane::Foreground)?;
+        disk.base.base.read_exact_at(&mut [0; 512], 0, Lane::Foreground)?;
         let folder = self.disk_folder(&disk.disk)?;
         // What a crash before the first write left.
         for name in folder.list().map_err(failed("list", &self.parts.folder))? {
             folder.remove(&name).map_err(failed("clear", &self.parts.folder))?;
         }
-        let identity = self.identity(disk.disk, &disk.base)?;
+        let identity = self.identity(disk.disk, &disk.base.base)?;
         let key = DiskKey::derive(&self.parts.secret, &identity.session, &identity.disk);
         let overlay = Overlay::create(folder.clone(), identity, key, self.parts.options)?;
         self.add_disk(disk, folder, Some(overlay));
@@ -344,7 +360,11 @@ impl Session {
     }
 
     fn add_disk(&mut self, disk: NewDisk, folder: Arc<dyn Folder>, overlay: Option<Overlay>) -> Arc<LayeredDevice> {
-        let device = LayeredDevice::new(disk.base, overlay.map(Arc::new), self.parts.metrics.clone());
+        let DiskBase { base, prefetch } = disk.base;
+        let mut device = LayeredDevice::new(base, overlay.map(Arc::new), self.parts.metrics.clone());
+        if let Some(prefetch) = prefetch {
+            device = device.with_prefetch(prefetch);
+        }
         let device = Arc::new(device);
         self.disks.push(SessionDisk { id: disk.disk, name: disk.name, folder, device: device.clone() });
         device
@@ -354,11 +374,11 @@ impl Session {
         &mut self,
         disk: &DiskState,
         state: State,
-        base_of: &dyn Fn(&DiskState) -> Result<Arc<CachedBase>, BaseError>,
+        base_of: &dyn Fn(&DiskState) -> Result<DiskBase, BaseError>,
     ) -> Result<(), SessionError> {
         let id = id_of(&disk.disk).ok_or_else(|| self.damaged("a disk's id is no id"))?;
         let base = base_of(disk)?;
-        if hex(&base.base().identity()) != disk.base {
+        if hex(&base.base.base().identity()) != disk.base {
             return Err(SessionError::OtherBase { disk: disk.name.clone() });
         }
         let new = NewDisk { disk: id, name: disk.name.clone(), base };
@@ -376,7 +396,7 @@ impl Session {
             self.add_disk(new, folder, None).set_local(Arc::new(local));
             return Ok(());
         }
-        let identity = self.identity(id, &new.base)?;
+        let identity = self.identity(id, &new.base.base)?;
         let key = DiskKey::derive(&self.parts.secret, &identity.session, &identity.disk);
         let overlay = Overlay::recover(folder.clone(), identity, key, self.parts.options)?;
         let device = self.add_disk(new, folder.clone(), Some(overlay));
@@ -471,6 +491,16 @@ fn create_target(path: &Path, size_bytes: u64) -> io::Result<Arc<dyn Device>> {
         DiskFolder::open_or_create(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync()?;
     }
     FileDevice::open(path, false).map(|device| Arc::new(device) as Arc<dyn Device>).map_err(io::Error::other)
+}
+
+/// An id that no other session has.
+pub fn new_session_id() -> [u8; 16] {
+    random::bytes()
+}
+
+/// An id as states and folders name it: 32 hex digits.
+pub fn id_text(id: &[u8; 16]) -> String {
+    hex(id)
 }
 
 /// What tells one run of the operating system from the next; `None` where there is nothing of that kind, and then every

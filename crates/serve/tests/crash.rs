@@ -22,6 +22,8 @@ use support::machine::{Death, Forgets, Machine, SimulatedDisk};
 
 const SECTORS: u64 = 150;
 const SIZE: u64 = SECTORS * SECTOR;
+/// Histories of each run; `E3_SERVE_HISTORIES` says otherwise.
+const HISTORIES: u64 = 6000;
 const SEGMENT: u32 = 8 << 10;
 const GRAIN: u64 = 8 << 10;
 const SECRET: [u8; 32] = [0xC5; 32];
@@ -197,8 +199,9 @@ impl History {
     fn take_up(&self) -> Outcome<LayeredDevice> {
         let folder = self.machine.folder();
         let told = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        folder.sync().map_err(|error| told("make the state durable", &error))?;
-        let state = read_small(&*folder, "state", 100).map_err(|error| told("read the state", &error))?;
+        let session = self.machine.folder_named("session/");
+        session.sync().map_err(|error| told("make the state durable", &error))?;
+        let state = read_small(&*session, "state", 100).map_err(|error| told("read the state", &error))?;
         if state.is_some() {
             *self.is_local.borrow_mut() = true;
             let device = self.device(None);
@@ -334,8 +337,8 @@ impl History {
                 self.reached.borrow_mut().drained += u64::from(next.is_some());
             }),
             6 if !is_local && device.hydrated().is_some_and(|hydrated| hydrated.is_complete()) => {
-                let folder = self.machine.folder();
-                let commit = || replace(&*folder, "state", b"LOCAL").map_err(|error| error.to_string());
+                let session = self.machine.folder_named("session/");
+                let commit = || replace(&*session, "state", b"LOCAL").map_err(|error| error.to_string());
                 device.switch(&commit, &pause).map(|switched| {
                     if switched == Switched::Local {
                         *self.is_local.borrow_mut() = true;
@@ -389,8 +392,10 @@ impl History {
         let mut death = death;
         if self.below(4) == 0 {
             self.machine.die_in(1 + self.below(8));
-            if self.take_up().is_err() && !self.machine.is_dead() {
-                self.take_up()?;
+            if let Err(problem) = self.take_up()
+                && !self.machine.is_dead()
+            {
+                return Err(problem);
             }
             let second = if self.below(2) == 0 { Death::Kill } else { Death::PowerLoss };
             self.machine.restart(second);
@@ -467,7 +472,7 @@ fn histories(sample: u64) -> u64 {
 
 #[test]
 fn histories_of_kills_and_power_losses() {
-    assert_eq!(first_problem(0..histories(6000), Forgets::default()), None);
+    assert_eq!(first_problem(0..histories(HISTORIES), Forgets::default()), None);
 }
 
 /// What histories are about happens in them, often.

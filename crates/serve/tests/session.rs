@@ -8,8 +8,8 @@ use std::sync::Arc;
 use nbd::Device;
 use serve::overlay::OverlayOptions;
 use serve::{
-    About, CachedBase, MemoryCache, Metrics, MoveError, NewDisk, Session, SessionError, SessionParts, State, Step,
-    discard_session,
+    About, CachedBase, DiskBase, MemoryCache, Metrics, MoveError, NewDisk, Session, SessionError, SessionParts, State,
+    Step, discard_session,
 };
 use support::base::{MemoryBase, SECTOR};
 use support::device::{SECRET, SESSION, read, write};
@@ -26,9 +26,9 @@ fn parts(place: &Path, boot_id: &str) -> SessionParts {
     }
 }
 
-fn base_of_size(size: u64) -> Arc<CachedBase> {
+fn base_of_size(size: u64) -> DiskBase {
     let base = Arc::new(MemoryBase::new(size, 1 << 20));
-    Arc::new(CachedBase::new(base, MemoryCache::new(4 << 20), Arc::new(Metrics::default())))
+    Arc::new(CachedBase::new(base, MemoryCache::new(4 << 20), Arc::new(Metrics::default()))).into()
 }
 
 fn value(sector: u64) -> u64 {

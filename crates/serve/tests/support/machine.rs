@@ -111,8 +111,14 @@ impl Machine {
         state.inodes[inode].bytes[at] ^= 1;
     }
 
+    /// The folder that disks are in.
     pub fn folder(&self) -> Arc<dyn Folder> {
-        Arc::new(SimulatedFolder { machine: self.clone(), boot: self.lock().boots })
+        self.folder_named("")
+    }
+
+    /// One of several folders, each of which is made durable by itself.
+    pub fn folder_named(&self, prefix: &'static str) -> Arc<dyn Folder> {
+        Arc::new(SimulatedFolder { machine: self.clone(), boot: self.lock().boots, prefix })
     }
 
     /// The next process, on the same machine or after it lost power.
@@ -198,9 +204,19 @@ impl State {
 struct SimulatedFolder {
     machine: Machine,
     boot: u64,
+    /// Of the names in it; a folder without one has the names without a slash.
+    prefix: &'static str,
 }
 
 impl SimulatedFolder {
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn has(&self, full: &str) -> bool {
+        full.strip_prefix(self.prefix).is_some_and(|name| !name.contains('/'))
+    }
+
     fn file(&self, name: &str, inode: usize) -> Arc<dyn StoredFile> {
         Arc::new(SimulatedFile { machine: self.machine.clone(), boot: self.boot, name: name.to_owned(), inode })
     }
@@ -208,51 +224,56 @@ impl SimulatedFolder {
 
 impl Folder for SimulatedFolder {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.machine.lock().names.keys().cloned().collect())
+        let state = self.machine.lock();
+        let names = state.names.keys().filter(|name| self.has(name));
+        Ok(names.map(|name| name[self.prefix.len()..].to_owned()).collect())
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StoredFile>> {
         let mut state = self.machine.lock();
-        if state.names.contains_key(name) {
+        if state.names.contains_key(&self.full(name)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let is_death = state.call(self.boot)?;
         state.inodes.push(Inode::default());
         let inode = state.inodes.len() - 1;
-        state.names.insert(name.to_owned(), inode);
+        state.names.insert(self.full(name), inode);
         State::end(is_death)?;
         drop(state);
         Ok(self.file(name, inode))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StoredFile>> {
-        let inode = self.machine.lock().names.get(name).copied();
+        let inode = self.machine.lock().names.get(&self.full(name)).copied();
         inode.map(|inode| self.file(name, inode)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.machine.lock();
-        if !state.names.contains_key(name) {
+        if !state.names.contains_key(&self.full(name)) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let is_death = state.call(self.boot)?;
-        state.names.remove(name);
+        state.names.remove(&self.full(name));
         State::end(is_death)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.machine.lock();
         let is_death = state.call(self.boot)?;
-        let inode = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_owned(), inode);
+        let inode = state.names.remove(&self.full(from)).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(self.full(to), inode);
         State::end(is_death)
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.machine.lock();
+        let state = &mut *state;
         let is_death = state.call(self.boot)?;
         if !state.forgets.folder_syncs {
-            state.durable_names = state.names.clone();
+            state.durable_names.retain(|name, _| !self.has(name));
+            let here = state.names.iter().filter(|(name, _)| self.has(name));
+            state.durable_names.extend(here.map(|(name, inode)| (name.clone(), *inode)));
         }
         State::end(is_death)
     }
