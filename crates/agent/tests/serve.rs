@@ -122,3 +122,23 @@ fn a_point_is_served_and_writes_outlive_a_kill() {
     let image = ["compare", "-f", "raw", "-F", "raw", serving.uri(0), "DC01-1.raw"];
     assert!(qemu(&desk, "qemu-img", &image).contains("identical"));
 }
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 4, 1);
+    desk.ok(["backup", "DC01"]);
+    desk.fails(6, "NOT_FOUND", ["serve", "nbd", "DC02@latest"]);
+    desk.fails(6, "NOT_FOUND", ["serve", "nbd", "DC01@latest", "--disk", "7"]);
+    let run = desk.fails(2, "USAGE", ["serve", "nbd", "DC01@latest", "--listen", "192.0.2.1:10809"]);
+    assert!(run.stderr.contains("TLS"), "{run:?}");
+    // Writes over one point are no writes over another.
+    drop(Serving::start(&desk, &["--socket", "s.sock", "--writes", "writes"]));
+    std::fs::remove_file(desk.path("s.sock")).unwrap();
+    desk.ok(["lab", "write", "lab", "DC01", "--mib", "1"]);
+    desk.ok(["backup", "DC01"]);
+    let run = desk.fails(1, "FAILED", ["serve", "nbd", "DC01@latest", "--socket", "s.sock", "--writes", "writes"]);
+    assert!(run.stderr.contains("not the one that the guest has written over"), "{run:?}");
+    let serving = ["serve", "nbd", "DC01@1", "--socket", "s.sock", "--writes"];
+    desk.fails(1, "FAILED", serving.into_iter().chain(["DC01-1.raw"]));
+}

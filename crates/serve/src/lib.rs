@@ -23,6 +23,8 @@ mod range_lock;
 mod device;
 mod hydrate_map;
 mod moving;
+mod pace;
+mod vhdx_disk;
 
 mod session;
 mod state;
@@ -38,9 +40,11 @@ pub use disk_cache::DiskCache;
 pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 pub use metrics::{Metrics, Operation, PrefetchKind, Source};
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
+pub use pace::{DEFAULT_BYTES_PER_SECOND, Pace};
 pub use point_base::{PointBase, RecordError, disk_id_of, overlay_secret, read_boot_set, record_boot_set};
 pub use prefetch::{Plan, Prefetch};
 pub use session::{
     About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, new_session_id, os_boot_id,
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
+pub use vhdx_disk::VhdxDisk;

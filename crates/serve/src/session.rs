@@ -6,14 +6,14 @@
 //!
 //! [`begin_hydrating`]: Session::begin_hydrating
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nbd::{Device, DeviceError, FileDevice};
 
-use crate::base::BaseError;
+use crate::base::{Base, BaseError};
 use crate::cache::{CachedBase, Lane};
 use crate::device::{LayeredDevice, Target};
 use crate::folder::{DiskFolder, Folder};
@@ -23,6 +23,7 @@ use crate::moving::{MoveError, Pause, Switched};
 use crate::overlay::{DiskKey, Identity, Overlay, OverlayError, OverlayOptions};
 use crate::prefetch::Prefetch;
 use crate::state::{DiskState, STATE_NAME, SessionState, State, hex, id_of};
+use crate::vhdx_disk::VhdxDisk;
 
 /// Space that must be left at a target, of what it will take.
 const SPARE: u64 = 20;
@@ -162,8 +163,8 @@ impl Session {
         self.become_state(State::Serving)
     }
 
-    /// Begins to move every disk to a file: raw images of these paths, in the order of the disks. A file that is there
-    /// already is refused, unless this session has made it.
+    /// Begins to move every disk to a file, in the order of the disks: a dynamic VHDX where the name ends so, else a raw
+    /// image. A file that is there already is refused, unless this session has made it.
     pub fn begin_hydrating(&self, targets: &[PathBuf]) -> Result<(), SessionError> {
         if targets.len() != self.disks.len() {
             return Err(SessionError::Targets { asked: targets.len(), disks: self.disks.len() });
@@ -182,7 +183,7 @@ impl Session {
             }
             self.check_space(disk, path)?;
             // Without a map nothing in the file counts.
-            let made = create_target(path, disk.device.size_bytes()).map_err(failed("create", path))?;
+            let made = create_target(path, disk.device.base().base())?;
             let map = HydrateMap::create(&*disk.folder, &self.map_identity(disk));
             let map = map.map_err(failed("create the hydration map for", path))?;
             disk.device.set_target(Target { disk: made, map });
@@ -387,13 +388,10 @@ impl Session {
         }
         let folder = self.disk_folder(&id)?;
         let target = disk.target.as_ref().map(PathBuf::from);
-        let open_target = |path: &Path| {
-            FileDevice::open(path, false).map_err(|error| SessionError::Target { path: path.into(), source: error })
-        };
         if disk.is_local {
             let path = target.ok_or_else(|| self.damaged("a local disk has no file"))?;
             let local = open_target(&path)?;
-            self.add_disk(new, folder, None).set_local(Arc::new(local));
+            self.add_disk(new, folder, None).set_local(local);
             return Ok(());
         }
         let identity = self.identity(id, &new.base.base)?;
@@ -405,7 +403,7 @@ impl Session {
         if names.iter().any(|name| name == MAP_NAME) {
             let identity = self.map_identity(&self.disks[self.disks.len() - 1]);
             let map = HydrateMap::open(&*folder, &identity).map_err(failed("open the hydration map of", &path))?;
-            device.set_target(Target { disk: Arc::new(open_target(&path)?), map });
+            device.set_target(Target { disk: open_target(&path)?, map });
         }
         Ok(())
     }
@@ -482,15 +480,38 @@ fn remove_session(folder: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(folder)
 }
 
-/// A raw image that is all zero and takes no space yet; its name and length are durable.
-fn create_target(path: &Path, size_bytes: u64) -> io::Result<Arc<dyn Device>> {
-    let file: File = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-    file.set_len(size_bytes)?;
-    file.sync_all()?;
-    if let Some(folder) = path.parent() {
-        DiskFolder::open_or_create(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync()?;
+/// Whether a disk goes to a VHDX: the file's name says so.
+fn is_vhdx(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhdx"))
+}
+
+/// A disk that is all zero and takes no space yet; it is durable that it is there. What an attempt before left is
+/// replaced.
+fn create_target(path: &Path, base: &Arc<dyn Base>) -> Result<Arc<dyn Device>, SessionError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace", path)(error)),
+        _ => {}
     }
-    FileDevice::open(path, false).map(|device| Arc::new(device) as Arc<dyn Device>).map_err(io::Error::other)
+    if is_vhdx(path) {
+        return Ok(Arc::new(VhdxDisk::create(path, base.size_bytes(), base.sector_bytes())?));
+    }
+    let made = || -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.set_len(base.size_bytes())?;
+        file.sync_all()?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        DiskFolder::open_or_create(folder)?.sync()
+    };
+    made().map_err(failed("create", path))?;
+    open_target(path)
+}
+
+fn open_target(path: &Path) -> Result<Arc<dyn Device>, SessionError> {
+    if is_vhdx(path) {
+        return Ok(Arc::new(VhdxDisk::open(path)?));
+    }
+    let opened = FileDevice::open(path, false);
+    Ok(Arc::new(opened.map_err(|source| SessionError::Target { path: path.into(), source })?))
 }
 
 /// An id that no other session has.

@@ -59,6 +59,38 @@ fn check(session: &Session, written: u64) {
     assert_eq!(read(&*disks[1], 1, 1).unwrap(), [value(1)]);
 }
 
+/// The same with VHDX files: what the guest wrote is in a file that others read.
+#[test]
+fn a_disk_moves_to_a_vhdx() {
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path();
+    let session = create(place, "boot", false);
+    session.serving().unwrap();
+    let disk = session.disks().nth(1).unwrap().1.clone();
+    write(&*disk, 0, &[1000]).unwrap();
+    let files = vec![place.join("a.VHDX"), place.join("b.vhdx")];
+    session.begin_hydrating(&files).unwrap();
+    assert_eq!(session.advance(&|_| Ok(())).unwrap(), State::Hydrated);
+    write(&*disk, 11, &[1001]).unwrap();
+    drop((disk, session));
+    let session = resume(place, "boot").unwrap();
+    while session.advance(&|_| Ok(())).unwrap() != State::Local {}
+    check(&session, 2);
+    let disk = session.disks().nth(1).unwrap().1.clone();
+    write(&*disk, 22, &[1002]).unwrap();
+    disk.zero(33 * SECTOR..34 * SECTOR, nbd::Zeroing::MayDeallocate).unwrap();
+    write(&*disk, 33, &[1003]).unwrap();
+    drop(disk);
+    session.finish().unwrap();
+    let opened = vhdx::open_disk(&files[1], &vhdx::OpenOptions::default()).unwrap();
+    let mut bytes = vec![0; SIZE as usize];
+    vhdx::VirtualDisk::read_exact_at(&opened, &mut bytes, 0).unwrap();
+    for (sector, bytes) in (0..).zip(bytes.chunks_exact(512)) {
+        let expected = if sector % 11 == 0 && sector < 44 { 1000 + sector / 11 } else { value(sector) };
+        assert_eq!(support::base::value_of(bytes), Ok(expected), "sector {sector}");
+    }
+}
+
 /// The process is gone after every single step of the way, and the next one goes on to the end.
 #[test]
 fn a_session_that_dies_after_any_step_goes_on() {
