@@ -333,6 +333,7 @@ fn of_session(error: &serve::SessionError) -> Option<Code> {
     use serve::overlay::OverlayError;
     Some(match error {
         SessionError::NoSpace { .. } | SessionError::Overlay(OverlayError::NoSpace { .. }) => Code::TargetFull,
+        SessionError::Busy { .. } => Code::Busy,
         SessionError::TargetExists { .. } | SessionError::Exists { .. } => Code::TargetExists,
         SessionError::Overlay(OverlayError::Damaged { .. } | OverlayError::FlushedDataMissing { .. }) => Code::Damaged,
         SessionError::Base(error) if error.is_unreachable => Code::StorageUnreachable,

@@ -132,6 +132,10 @@ fn what_cannot_be_served_is_refused() {
     desk.fails(6, "NOT_FOUND", ["serve", "nbd", "DC01@latest", "--disk", "7"]);
     let run = desk.fails(2, "USAGE", ["serve", "nbd", "DC01@latest", "--listen", "192.0.2.1:10809"]);
     assert!(run.stderr.contains("TLS"), "{run:?}");
+    let serving = Serving::start(&desk, &["--socket", "s.sock", "--writes", "writes"]);
+    let second = ["serve", "nbd", "DC01@latest", "--listen", "127.0.0.1:0", "--writes", "writes"];
+    desk.fails(7, "BUSY", second);
+    serving.stop();
     // Writes over one point are no writes over another.
     drop(Serving::start(&desk, &["--socket", "s.sock", "--writes", "writes"]));
     std::fs::remove_file(desk.path("s.sock")).unwrap();
@@ -140,5 +144,5 @@ fn what_cannot_be_served_is_refused() {
     let run = desk.fails(1, "FAILED", ["serve", "nbd", "DC01@latest", "--socket", "s.sock", "--writes", "writes"]);
     assert!(run.stderr.contains("not the one that the guest has written over"), "{run:?}");
     let serving = ["serve", "nbd", "DC01@1", "--socket", "s.sock", "--writes"];
-    desk.fails(1, "FAILED", serving.into_iter().chain(["DC01-1.raw"]));
+    desk.fails(5, "TARGET_EXISTS", serving.into_iter().chain(["DC01-1.raw"]));
 }

@@ -26,6 +26,7 @@ mod moving;
 mod pace;
 mod vhdx_disk;
 
+mod mover;
 mod session;
 mod state;
 
@@ -39,6 +40,7 @@ pub use device::{LayeredDevice, Target};
 pub use disk_cache::DiskCache;
 pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 pub use metrics::{Metrics, Operation, PrefetchKind, Source};
+pub use mover::Mover;
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
 pub use pace::{DEFAULT_BYTES_PER_SECOND, Pace};
 pub use point_base::{PointBase, RecordError, disk_id_of, overlay_secret, read_boot_set, record_boot_set};

@@ -6,7 +6,7 @@
 //!
 //! [`begin_hydrating`]: Session::begin_hydrating
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,10 +19,10 @@ use crate::device::{LayeredDevice, Target};
 use crate::folder::{DiskFolder, Folder};
 use crate::hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 use crate::metrics::Metrics;
-use crate::moving::{MoveError, Pause, Switched};
-use crate::overlay::{DiskKey, Identity, Overlay, OverlayError, OverlayOptions};
+use crate::moving::{Hydrated, MoveError, Pause, Switched};
+use crate::overlay::{DiskKey, Identity, Overlay, OverlayError, OverlayOptions, OverlayStats};
 use crate::prefetch::Prefetch;
-use crate::state::{DiskState, STATE_NAME, SessionState, State, hex, id_of};
+use crate::state::{DiskState, Restarts, STATE_NAME, SessionState, State, hex, id_of};
 use crate::vhdx_disk::VhdxDisk;
 
 /// Space that must be left at a target, of what it will take.
@@ -72,6 +72,8 @@ impl From<Arc<CachedBase>> for DiskBase {
 /// Lock order: `state` comes before everything of a device.
 pub struct Session {
     parts: SessionParts,
+    /// Held by the one process that serves: two would write two ends to one log.
+    _alone: File,
     folder: DiskFolder,
     state: Mutex<SessionState>,
     disks: Vec<SessionDisk>,
@@ -93,6 +95,7 @@ impl Session {
         disks: Vec<NewDisk>,
     ) -> Result<Self, SessionError> {
         let folder = DiskFolder::open_or_create(&parts.folder).map_err(failed("create", &parts.folder))?;
+        let alone = lock_folder(&parts.folder)?;
         if SessionState::read(&folder).map_err(failed("read the state in", &parts.folder))?.is_some() {
             return Err(SessionError::Exists { folder: parts.folder.clone() });
         }
@@ -110,7 +113,7 @@ impl Session {
             });
         }
         state.write(&folder).map_err(failed("write the state in", &parts.folder))?;
-        let mut session = Self { parts, folder, state: Mutex::new(state), disks: Vec::new() };
+        let mut session = Self { parts, _alone: alone, folder, state: Mutex::new(state), disks: Vec::new() };
         for disk in disks {
             session.begin_disk(disk)?;
         }
@@ -124,7 +127,11 @@ impl Session {
         parts: SessionParts,
         base_of: &dyn Fn(&DiskState) -> Result<DiskBase, BaseError>,
     ) -> Result<Self, SessionError> {
+        if !parts.folder.join(STATE_NAME).exists() {
+            return Err(SessionError::Missing { folder: parts.folder.clone() });
+        }
         let folder = DiskFolder::open_or_create(&parts.folder).map_err(failed("open", &parts.folder))?;
+        let alone = lock_folder(&parts.folder)?;
         let state = SessionState::read(&folder).map_err(failed("read the state in", &parts.folder))?;
         let state = state.ok_or_else(|| SessionError::Missing { folder: parts.folder.clone() })?;
         if matches!(state.state, State::Stopping | State::Discarded | State::Finished) {
@@ -132,7 +139,7 @@ impl Session {
         }
         let is_kill = state.boot_id == parts.boot_id;
         let (listed, session_state) = (state.disks.clone(), state.state);
-        let mut session = Self { parts, folder, state: Mutex::new(state), disks: Vec::new() };
+        let mut session = Self { parts, _alone: alone, folder, state: Mutex::new(state), disks: Vec::new() };
         for disk in &listed {
             if let Err(error) = session.take_up_disk(disk, session_state, base_of) {
                 return Err(session.give_up(error));
@@ -297,6 +304,43 @@ impl Session {
         error
     }
 
+    /// How far the move of all disks is; `None` before it began.
+    pub fn hydrated(&self) -> Option<Hydrated> {
+        let all: Option<Vec<Hydrated>> = self.disks.iter().map(|disk| disk.device.hydrated()).collect();
+        Some(all?.iter().fold(Hydrated { done_bytes: 0, total_bytes: 0 }, |sum, disk| Hydrated {
+            done_bytes: sum.done_bytes + disk.done_bytes,
+            total_bytes: sum.total_bytes + disk.total_bytes,
+        }))
+    }
+
+    /// The figures of this session in Prometheus' text format, those of its [`Metrics`] included.
+    pub fn render_metrics(&self) -> String {
+        let mut sum = OverlayStats::default();
+        let mut in_flight = 0;
+        for disk in &self.disks {
+            in_flight += disk.device.requests_in_flight();
+            let Some(overlay) = disk.device.overlay().filter(|_| !disk.device.is_local()) else { continue };
+            let stats = overlay.stats();
+            sum.live_bytes += stats.live_bytes;
+            sum.dead_bytes += stats.dead_bytes;
+            sum.segments += stats.segments;
+        }
+        let Restarts { kill, power } = self.lock().restarts;
+        let state = serde_json::to_string(&self.state()).unwrap_or_default();
+        let gauges = [
+            ("overlay_live_bytes".to_owned(), sum.live_bytes),
+            ("overlay_dead_bytes".to_owned(), sum.dead_bytes),
+            ("overlay_segments".to_owned(), sum.segments),
+            ("hydrated_bytes".to_owned(), self.hydrated().map_or(0, |hydrated| hydrated.done_bytes)),
+            ("requests_in_flight".to_owned(), in_flight as u64),
+            (format!("sessions{{state={state}}}"), 1),
+            ("restarts_total{cause=\"kill\"}".to_owned(), kill),
+            ("restarts_total{cause=\"power\"}".to_owned(), power),
+        ];
+        let lines = gauges.iter().map(|(name, value)| format!("e3_serve_{name} {value}\n"));
+        self.parts.metrics.render() + &lines.collect::<String>()
+    }
+
     fn lock(&self) -> MutexGuard<'_, SessionState> {
         self.state.lock().expect("no panic while held")
     }
@@ -448,6 +492,7 @@ pub struct About {
 /// Deletes what a session left: overlays, maps, targets that never became disks, and its folder. May be repeated.
 pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
     let opened = DiskFolder::open_or_create(folder).map_err(failed("open", folder))?;
+    let alone = lock_folder(folder)?;
     let state = SessionState::read(&opened).map_err(failed("read the state in", folder))?;
     if let Some(mut state) = state {
         if state.state != State::Discarded {
@@ -464,6 +509,7 @@ pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
         state.state = State::Discarded;
         state.write(&opened).map_err(failed("write the state in", folder))?;
     }
+    drop(alone);
     remove_session(folder).map_err(failed("remove", folder))
 }
 
@@ -478,6 +524,18 @@ fn remove_session(folder: &Path) -> io::Result<()> {
         }
     }
     std::fs::remove_dir_all(folder)
+}
+
+/// So that nobody else does anything to a session, as long as the file is open.
+fn lock_folder(folder: &Path) -> Result<File, SessionError> {
+    let path = folder.join("lock");
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SessionError::Busy { folder: folder.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+    }
 }
 
 /// Whether a disk goes to a VHDX: the file's name says so.
@@ -549,6 +607,12 @@ pub enum SessionError {
     /// There is none.
     #[error("resume the session in {}: there is none", folder.display())]
     Missing {
+        /// Where.
+        folder: PathBuf,
+    },
+    /// Another process has it.
+    #[error("use the session in {}: another process serves it", folder.display())]
+    Busy {
         /// Where.
         folder: PathBuf,
     },

@@ -4,12 +4,13 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbd::Device;
 use serve::overlay::OverlayOptions;
 use serve::{
-    About, CachedBase, DiskBase, MemoryCache, Metrics, MoveError, NewDisk, Session, SessionError, SessionParts, State,
-    Step, discard_session,
+    About, CachedBase, DiskBase, MemoryCache, Metrics, MoveError, Mover, NewDisk, Session, SessionError, SessionParts,
+    State, Step, discard_session,
 };
 use support::base::{MemoryBase, SECTOR};
 use support::device::{SECRET, SESSION, read, write};
@@ -190,10 +191,10 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(std::fs::read(place.join("b.raw")).unwrap(), b"mine");
     std::fs::remove_file(place.join("b.raw")).unwrap();
     session.begin_hydrating(&targets(place)).unwrap();
+    drop(session);
     let about = About { point_id: "p".into(), vm_id: "v".into(), guest_is_elsewhere: false };
     let again = Session::create(parts(place, "boot"), SESSION, &about, Vec::new());
     assert!(matches!(again, Err(SessionError::Exists { .. })));
-    drop(session);
     let other = Session::resume(parts(place, "boot"), &|_| Ok(base_of_size(SIZE + 512)));
     assert!(matches!(other, Err(SessionError::OtherBase { .. })));
     assert!(matches!(resume(&place.join("nowhere"), "boot"), Err(SessionError::Missing { .. })));
@@ -226,6 +227,55 @@ fn a_session_with_a_damaged_overlay_fails_and_keeps_it() {
     session.serving().unwrap();
     assert_eq!(read(&**session.disks().next().unwrap().1, 0, 3).unwrap(), [1, 2, 3]);
     assert_eq!(session.describe().reason, None);
+}
+
+#[test]
+fn a_session_is_served_by_one_process() {
+    let place = tempfile::tempdir().unwrap();
+    let session = create(place.path(), "boot", false);
+    session.serving().unwrap();
+    let folder = place.path().join("session");
+    assert!(matches!(resume(place.path(), "boot"), Err(SessionError::Busy { .. })));
+    assert!(matches!(discard_session(&folder), Err(SessionError::Busy { .. })));
+    drop(session);
+    drop(resume(place.path(), "boot").unwrap());
+}
+
+/// The mover gets there by itself, waits for a base that went away, keeps its pace, and stops when it is told.
+#[test]
+fn the_mover_brings_a_session_home() {
+    let place = tempfile::tempdir().unwrap();
+    let base = Arc::new(MemoryBase::new(SIZE, 1 << 20));
+    let about = About { point_id: "p".into(), vm_id: "v".into(), guest_is_elsewhere: false };
+    let cached = CachedBase::new(base.clone(), MemoryCache::new(1 << 20), Arc::new(Metrics::default()));
+    let disk = NewDisk { disk: [3; 16], name: "disk".into(), base: Arc::new(cached).into() };
+    let session = Session::create(parts(place.path(), "boot"), SESSION, &about, vec![disk]).unwrap();
+    let session = Arc::new(session);
+    session.serving().unwrap();
+    let disk = session.disks().next().unwrap().1.clone();
+    write(&*disk, 9, &[77]).unwrap();
+    base.is_gone.store(true, std::sync::atomic::Ordering::SeqCst);
+    session.begin_hydrating(&[place.path().join("disk.raw")]).unwrap();
+    let mover = Mover::start(session.clone(), 0).unwrap();
+    assert!(!mover.wait(Duration::from_millis(300)));
+    assert!(mover.trouble().unwrap().contains("gone"), "{:?}", mover.trouble());
+    assert_eq!(read(&*disk, 9, 1).unwrap(), [77], "the guest goes on");
+    drop(mover);
+    base.is_gone.store(false, std::sync::atomic::Ordering::SeqCst);
+    let slow = Mover::start(session.clone(), 2 << 20).unwrap();
+    assert!(!slow.wait(Duration::from_millis(700)), "four MiB at two a second");
+    assert!(session.hydrated().unwrap().done_bytes < SIZE);
+    drop(slow);
+    let mover = Mover::start(session.clone(), 0).unwrap();
+    assert!(mover.wait(Duration::from_secs(60)));
+    assert_eq!((mover.trouble(), session.state()), (None, State::Local));
+    assert_eq!(read(&*disk, 9, 2).unwrap(), [77, base.value(10)]);
+    let figures = session.render_metrics();
+    for line in
+        ["e3_serve_hydrated_bytes 5242880", "e3_serve_sessions{state=\"LOCAL\"} 1", "e3_serve_drained_bytes_total 512"]
+    {
+        assert!(figures.lines().any(|there| there == line), "{line} in {figures}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::json;
 use serve::overlay::OverlayOptions;
 use serve::{
     About, BaseError, CachedBase, DiskBase, DiskCache, LayeredDevice, MemoryCache, Metrics, NewDisk, PointBase,
-    Prefetch, Session, SessionParts, Source, State, disk_id_of, os_boot_id, overlay_secret, read_boot_set,
+    Prefetch, Session, SessionParts, Source, disk_id_of, os_boot_id, overlay_secret, read_boot_set,
 };
 
 use super::restore::find_disk;
@@ -64,7 +64,7 @@ fn serve_nbd(context: &Context, arguments: &ServeNbdArgs) -> Result<Outcome, Fai
     let exports = Exports::new(exports).attempt(&*what, &*on)?;
     let mut server = Server::start(exports, ServerOptions::default());
     let address = listen(&mut server, arguments).map_err(|failure| failure.with_what(&what))?;
-    if let Some(session) = served.session.as_ref().filter(|session| session.state() == State::Created) {
+    if let Some(session) = served.session.as_ref().filter(|session| !session.state().is_serving()) {
         session.serving().attempt(&*what, &*on)?;
     }
     announce(context, &point, &disks, &served, &address, arguments.writes.as_deref());
