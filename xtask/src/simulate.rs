@@ -68,35 +68,57 @@ fn arguments(seeds: u64, first_seed: u64, jobs: u64) -> [String; 6] {
 struct Mutant {
     name: String,
     patch: PathBuf,
+    judge: Judge,
+}
+
+/// Who has to find it.
+#[derive(Clone, Copy)]
+enum Judge {
+    /// The simulation.
+    Stories,
+    /// The histories of a disk that is served, in `crates/serve/tests/crash.rs`.
+    Histories,
 }
 
 fn find_mutants(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let mutants = mutants(&workspace.root.join("tests/mutants"))?;
+    let folder = workspace.root.join("tests/mutants");
+    let mut mutants = mutants(&folder, "", Judge::Stories)?;
     for law in LAWS {
         let count = mutants.iter().filter(|mutant| mutant.name.starts_with(&format!("{law}-"))).count();
         if count < MUTANTS_OF_A_LAW {
             bail!("{law} has {count} mutants, and {MUTANTS_OF_A_LAW} are asked for");
         }
     }
+    mutants.extend(self::mutants(&folder.join("serve"), "serve/", Judge::Histories)?);
     // A copy in one place, built into one folder: each mutant then costs only what it touches.
     let copy = workspace.target.join("mutants/workspace");
     copy_tracked(workspace, &copy)?;
     heading("the unchanged copy");
-    let found = play(workspace, &copy, SEEDS_WITHOUT_MUTANT, options)?;
-    if let Some(found) = found {
+    let wanted = |mutant: &&Mutant| options.only.as_ref().is_none_or(|only| mutant.name.contains(only));
+    let mutants: Vec<&Mutant> = mutants.iter().filter(wanted).collect();
+    if mutants.iter().any(|mutant| matches!(mutant.judge, Judge::Stories))
+        && let Some(found) = play(workspace, &copy, SEEDS_WITHOUT_MUTANT, options)?
+    {
         bail!("the simulation finds something without any mutant: {found}");
     }
+    if mutants.iter().any(|mutant| matches!(mutant.judge, Judge::Histories))
+        && let Some(found) = play_histories(workspace, &copy)?
+    {
+        bail!("the histories of served disks find something without any mutant: {found}");
+    }
     let mut missed = Vec::new();
-    let wanted = |mutant: &&Mutant| options.only.as_ref().is_none_or(|only| mutant.name.contains(only));
-    for mutant in mutants.iter().filter(wanted) {
+    for mutant in mutants {
         let begun = Instant::now();
         apply(&copy, &mutant.patch, false).with_context(|| format!("apply {}", mutant.patch.display()))?;
-        let found = play(workspace, &copy, SEEDS_OF_A_MUTANT, options);
+        let found = match mutant.judge {
+            Judge::Stories => play(workspace, &copy, SEEDS_OF_A_MUTANT, options),
+            Judge::Histories => play_histories(workspace, &copy),
+        };
         apply(&copy, &mutant.patch, true).with_context(|| format!("take back {}", mutant.patch.display()))?;
         match found {
             Ok(Some(found)) => println!("{}: {found} ({})", mutant.name, seconds(begun.elapsed())),
             Ok(None) => {
-                println!("{}: NOT FOUND in {SEEDS_OF_A_MUTANT} seeds", mutant.name);
+                println!("{}: NOT FOUND", mutant.name);
                 missed.push(mutant.name.clone());
             }
             Err(error) => {
@@ -112,13 +134,13 @@ fn find_mutants(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn mutants(folder: &Path) -> Result<Vec<Mutant>> {
+fn mutants(folder: &Path, prefix: &str, judge: Judge) -> Result<Vec<Mutant>> {
     let mut mutants = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let patch = entry.with_context(|| format!("list {}", folder.display()))?.path();
         if patch.extension().is_some_and(|extension| extension == "patch") {
-            let name = patch.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            mutants.push(Mutant { name, patch });
+            let name = format!("{prefix}{}", patch.file_stem().unwrap_or_default().to_string_lossy());
+            mutants.push(Mutant { name, patch, judge });
         }
     }
     mutants.sort_by(|a, b| a.name.cmp(&b.name));
@@ -168,5 +190,21 @@ fn play(workspace: &Workspace, copy: &Path, seeds: u64, options: &Options) -> Re
     match said.lines().last() {
         Some(found) if found.starts_with("seed ") => Ok(Some(found.to_owned())),
         _ => bail!("the simulation failed: {}", last_words(&String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// Builds the copy and plays histories of served disks until something is found; says what.
+fn play_histories(workspace: &Workspace, copy: &Path) -> Result<Option<String>> {
+    let mut test = workspace.cargo();
+    test.current_dir(copy).env("CARGO_TARGET_DIR", workspace.target.join("mutants"));
+    test.args(["test", "--quiet", "--package", "serve", "--test", "crash", "histories_of_kills_and_power_losses"]);
+    let output = test.output().context("start cargo")?;
+    if output.status.success() {
+        return Ok(None);
+    }
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    match said.lines().find_map(|line| line.trim().strip_prefix("left: Some(")) {
+        Some(found) => Ok(Some(format!("history {found}"))),
+        None => bail!("the histories could not be played: {}", last_words(&said)),
     }
 }

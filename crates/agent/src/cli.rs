@@ -7,6 +7,7 @@ mod points;
 mod repository;
 mod restore;
 mod restore_vm;
+mod serve;
 mod service;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use self::points::{LimitArgs, PointsCommand, RetentionCommand};
 pub use self::repository::{LockModeArg, RepoCommand, SnapshotCommand};
 pub use self::restore::{AuditArgs, FormatArg, LevelArg, RestoreCommand, VerifyArgs, VhdCommand};
 pub use self::restore_vm::RestoreVmArgs;
+pub use self::serve::{ServeCommand, ServeNbdArgs};
 pub use self::service::{ConfigCommand, ServiceCommand};
 
 use self::backup::{BACKUP_EXAMPLES, BACKUP_LONG};
@@ -55,7 +57,6 @@ Examples:
   e3-backup-agent repo create /srv/backups
   e3-backup-agent backup DC01 --host local --repo /srv/backups
   e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
-
 More: `e3-backup-agent COMMAND --help`, `help exit-codes|points|environment|recovery`";
 
 const TOP_LONG: &str = "\
@@ -103,6 +104,9 @@ pub enum Command {
     /// Bring something back from a point
     #[command(subcommand)]
     Restore(RestoreCommand),
+    /// The disks of a point as block devices
+    #[command(subcommand)]
+    Serve(ServeCommand),
     /// Prove that points can be restored
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),

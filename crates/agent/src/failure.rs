@@ -58,6 +58,11 @@ impl Failure {
         self
     }
 
+    /// The same of another attempt.
+    pub fn with_what(self, what: &str) -> Self {
+        Self { what: what.into(), ..self }
+    }
+
     /// The same as another kind.
     pub fn with_code(self, code: Code) -> Self {
         Self { code, ..self }
@@ -305,6 +310,9 @@ fn own_code(error: &(dyn Error + 'static)) -> Option<Code> {
             hyperv::FindError::Host(_) => None,
         };
     }
+    if let Some(error) = error.downcast_ref::<serve::SessionError>() {
+        return of_session(error);
+    }
     if let Some(error) = error.downcast_ref::<hyperv_sim::LabError>() {
         return of_lab(error);
     }
@@ -318,6 +326,19 @@ fn own_code(error: &(dyn Error + 'static)) -> Option<Code> {
         };
     }
     error.downcast_ref::<io::Error>().and_then(of_io)
+}
+
+fn of_session(error: &serve::SessionError) -> Option<Code> {
+    use serve::SessionError;
+    use serve::overlay::OverlayError;
+    Some(match error {
+        SessionError::NoSpace { .. } | SessionError::Overlay(OverlayError::NoSpace { .. }) => Code::TargetFull,
+        SessionError::Busy { .. } => Code::Busy,
+        SessionError::TargetExists { .. } | SessionError::Exists { .. } => Code::TargetExists,
+        SessionError::Overlay(OverlayError::Damaged { .. } | OverlayError::FlushedDataMissing { .. }) => Code::Damaged,
+        SessionError::Base(error) if error.is_unreachable => Code::StorageUnreachable,
+        _ => return None,
+    })
 }
 
 fn host_advice(error: &(dyn Error + 'static)) -> Option<&'static str> {

@@ -84,6 +84,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Points(command) => commands::points::run(&context, command),
         Command::Retention(command) => commands::retention::run(&context, command),
         Command::Restore(command) => commands::restore::run(&context, command),
+        Command::Serve(command) => commands::serve::run(&context, command),
         Command::Verify(arguments) => commands::verify::run(&context, &arguments),
         Command::Snapshot(command) => commands::snapshot::run(&context, command),
         Command::Status => commands::status::run(&context),

@@ -49,6 +49,10 @@ fn documents_have_the_fields_that_are_documented() {
     check("repo status", &desk.json(0, ["repo", "status"]));
     check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));
     check("restore disk, plan", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "b.vhdx", "--dry-run"]));
+    let serve = ["serve", "nbd", "DC01@1", "--listen", "127.0.0.1:0", "--for", "1s"];
+    let served = finish(desk.command(serve).arg("--json")).json_lines();
+    check("serve nbd, what is served", &served[0]);
+    check("serve nbd", &served[1]);
     let restore = ["restore", "vm", "DC01@1", "--replace", "--confirm", "DC01"];
     check("restore vm, plan", &desk.json(0, restore.into_iter().chain(["--dry-run"])));
     check("restore vm", &desk.json(0, restore));

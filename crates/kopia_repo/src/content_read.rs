@@ -41,11 +41,37 @@ impl Repository {
         self.try_append(id, plaintext).inspect_err(|_| plaintext.truncate(start))
     }
 
+    /// The bytes of a content as they lie in its pack: for a cache that is to hold no plaintext and to need no keys of
+    /// its own. [`open_stored_content`](Self::open_stored_content) makes plaintext of them.
+    pub fn stored_content(&self, id: &ContentId) -> Result<Bytes, ReadError> {
+        Ok(self.fetch_current(id)?.1)
+    }
+
+    /// Appends the plaintext of what [`stored_content`](Self::stored_content) gave, wherever it was kept meanwhile, and
+    /// checks it as if it came from the pack. Asks the storage for nothing. `false` when this client's view of the index
+    /// does not name the content; an error also when it was stored anew, in another form, since then.
+    pub fn open_stored_content(
+        &self,
+        id: &ContentId,
+        stored: &[u8],
+        plaintext: &mut Vec<u8>,
+    ) -> Result<bool, ReadError> {
+        let Some(entry) = self.view().lookup(id)? else { return Ok(false) };
+        let start = plaintext.len();
+        self.decode(&entry, stored, plaintext).inspect_err(|_| plaintext.truncate(start))?;
+        Ok(true)
+    }
+
     fn try_append(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
+        let (entry, stored) = self.fetch_current(id)?;
+        self.decode(&entry, &stored, plaintext)
+    }
+
+    fn fetch_current(&self, id: &ContentId) -> Result<(IndexEntry, Bytes), ReadError> {
         let entry = self.lookup(id)?;
         let missing = match entry {
             Some(entry) => match self.fetch(&entry) {
-                Ok(stored) => return self.decode(&entry, &stored, plaintext),
+                Ok(stored) => return Ok((entry, stored)),
                 Err(error) if error.is_not_found() => ReadError::MissingPack { id: *id, pack: entry.pack.to_string() },
                 Err(error) => return Err(self.fetch_failed(&entry, error)),
             },
@@ -54,7 +80,7 @@ impl Repository {
         self.refresh()?;
         let Some(entry) = self.view().lookup(id)? else { return Err(missing) };
         match self.fetch(&entry) {
-            Ok(stored) => self.decode(&entry, &stored, plaintext),
+            Ok(stored) => Ok((entry, stored)),
             Err(error) if error.is_not_found() => Err(missing),
             Err(error) => Err(self.fetch_failed(&entry, error)),
         }

@@ -234,6 +234,11 @@ impl Repository {
         format.unlocked.unique_id.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// A key for a purpose of one's own, which everyone who can open the repository can derive (kopia-format 2.4).
+    pub fn derive_key<const N: usize>(&self, purpose: &str) -> zeroize::Zeroizing<[u8; N]> {
+        self.format.read().expect("no panic while held").unlocked.derive_key(purpose)
+    }
+
     /// Where it is, for messages.
     pub fn display_name(&self) -> String {
         self.blobs.display_name()

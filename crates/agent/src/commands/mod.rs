@@ -12,6 +12,7 @@ pub mod repo;
 pub mod restore;
 mod restore_vm;
 pub mod retention;
+pub mod serve;
 pub mod snapshot;
 pub mod status;
 pub mod verify;

@@ -154,7 +154,7 @@ fn format_name(format: FormatArg) -> &'static str {
 }
 
 /// By number, by its identity (or a unique beginning of it), or by its slot; the only one when nothing is said.
-fn find_disk<'d>(
+pub(super) fn find_disk<'d>(
     disks: &'d [PointDisk],
     selector: Option<&str>,
     what: &str,

@@ -1,0 +1,168 @@
+//! A disk of a restore point as a base: its raw view, through the disk cache.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use backup::{DiskObject, DiskObjectError, PointDisk};
+use kopia_repo::{ContentId, ReadError, ReadErrorKind, Repository, SessionOptions, WriteError, WriteSession};
+use zeroize::Zeroizing;
+
+use crate::base::{Base, BaseError, Origin, base_identity};
+use crate::boot_set::{BootSet, MANIFEST_TYPE};
+use crate::disk_cache::DiskCache;
+use crate::overlay::sha256;
+
+/// A disk in a repository.
+pub struct PointBase {
+    disk: DiskObject,
+    sector_bytes: u32,
+    identity: [u8; 32],
+    cache: Option<Arc<DiskCache>>,
+}
+
+impl PointBase {
+    /// Serves `disk`, which was opened as what `described` says. Its stored bytes are kept in `cache`.
+    pub fn new(disk: DiskObject, described: &PointDisk, cache: Option<Arc<DiskCache>>) -> Self {
+        let identity = base_identity(&described.object, described.size_bytes);
+        Self { disk, sector_bytes: described.logical_sector_bytes, identity, cache }
+    }
+
+    fn content_of(&self, segment: u64) -> Result<Option<ContentId>, DiskObjectError> {
+        let per_block = u64::from(self.disk.layout().segments_per_block());
+        self.disk.virtual_segment((segment / per_block) as u32, (segment % per_block) as u32)
+    }
+
+    /// From the cache; `false` when it is not there, or not as it should be.
+    fn read_cached(&self, content: &ContentId, bytes: &mut Vec<u8>) -> bool {
+        let Some(cache) = &self.cache else { return false };
+        let name = content.to_string();
+        let Some(stored) = cache.get(&name) else { return false };
+        match self.disk.repository().open_stored_content(content, &stored, bytes) {
+            Ok(is_known) => is_known,
+            Err(error) => {
+                tracing::debug!(name, %error, "what the disk cache had is not what it should be");
+                cache.forget(&name);
+                false
+            }
+        }
+    }
+
+    fn fetch(&self, content: &ContentId, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+        let repo = self.disk.repository();
+        let Some(cache) = &self.cache else { return repo.append_content(content, bytes) };
+        let stored = repo.stored_content(content)?;
+        if !repo.open_stored_content(content, &stored, bytes)? {
+            return Err(ReadError::MissingContent { id: *content });
+        }
+        // Only what proved right is kept.
+        cache.put(&content.to_string(), &stored);
+        Ok(())
+    }
+}
+
+impl Base for PointBase {
+    fn size_bytes(&self) -> u64 {
+        self.disk.layout().geometry().size_bytes()
+    }
+
+    fn sector_bytes(&self) -> u32 {
+        self.sector_bytes
+    }
+
+    fn segment_bytes(&self) -> u32 {
+        self.disk.layout().segment_bytes()
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        self.identity
+    }
+
+    fn is_zero(&self, segment: u64) -> Result<bool, BaseError> {
+        Ok(self.content_of(segment).map_err(|error| object_error(segment, &error))?.is_none())
+    }
+
+    fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
+        bytes.clear();
+        let content = self.content_of(segment).map_err(|error| object_error(segment, &error))?;
+        let origin = match content {
+            None => {
+                bytes.resize(self.segment_bytes() as usize, 0);
+                Origin::DiskCache
+            }
+            Some(content) if self.read_cached(&content, bytes) => Origin::DiskCache,
+            Some(content) => {
+                bytes.clear();
+                self.fetch(&content, bytes).map_err(|error| read_error(segment, &error))?;
+                Origin::Repository
+            }
+        };
+        if bytes.len() != self.segment_bytes() as usize {
+            let message = format!("read segment {segment} of the restore point's disk: it has {} bytes", bytes.len());
+            return Err(BaseError { is_unreachable: false, message });
+        }
+        bytes.truncate(self.len_of(segment) as usize);
+        Ok(origin)
+    }
+}
+
+fn object_error(segment: u64, error: &DiskObjectError) -> BaseError {
+    match error {
+        DiskObjectError::Repository(error) => read_error(segment, error),
+        error => BaseError { is_unreachable: false, message: message(segment, error) },
+    }
+}
+
+fn read_error(segment: u64, error: &ReadError) -> BaseError {
+    BaseError { is_unreachable: error.kind() == ReadErrorKind::Storage, message: message(segment, error) }
+}
+
+fn message(segment: u64, error: &dyn Error) -> String {
+    let mut text = format!("read segment {segment} of the restore point's disk: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The id that a disk of a point has in sessions: it follows from the virtual disk's own.
+pub fn disk_id_of(disk: &PointDisk) -> [u8; 16] {
+    let sum = sha256(disk.virtual_disk_id.to_ascii_lowercase().as_bytes());
+    std::array::from_fn(|nth| sum[nth])
+}
+
+/// The secret that the overlays of this repository's points are sealed by: not stored, so whoever can serve the point
+/// can recover the overlay, and nobody else (spec block-serving C.4).
+pub fn overlay_secret(repo: &Repository) -> Zeroizing<[u8; 32]> {
+    repo.derive_key("e3-overlay")
+}
+
+/// The boot set of a VM; `None` when there is none that can be used.
+pub fn read_boot_set(repo: &Repository, vm_id: &str) -> Result<Option<BootSet>, ReadError> {
+    let manifests = repo.find_manifests(&[("type", MANIFEST_TYPE), ("vm-id", vm_id)])?;
+    let newest = manifests.into_iter().max_by_key(|manifest| manifest.modified);
+    let set = newest.and_then(|manifest| serde_json::from_str(manifest.data.get()).ok());
+    Ok(set.filter(BootSet::is_usable))
+}
+
+/// Keeps the boot set of a VM; only the newest stays.
+pub fn record_boot_set(repo: &Arc<Repository>, vm_id: &str, set: &BootSet) -> Result<(), RecordError> {
+    let session = WriteSession::new(repo.clone(), SessionOptions { parallel_uploads: 1 })?;
+    for old in repo.find_manifests(&[("type", MANIFEST_TYPE), ("vm-id", vm_id)])? {
+        session.delete_manifest(&old.id, old.modified);
+    }
+    session.put_manifest([("type", MANIFEST_TYPE), ("vm-id", vm_id)].map(|(k, v)| (k.to_owned(), v.to_owned())), set);
+    Ok(session.flush()?)
+}
+
+/// Why a boot set was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// What was there could not be read.
+    #[error("look for earlier boot sets")]
+    Read(#[from] ReadError),
+    /// It could not be written.
+    #[error("write the boot set")]
+    Write(#[from] WriteError),
+}

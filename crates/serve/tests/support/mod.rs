@@ -1,0 +1,5 @@
+#![allow(dead_code)] // each test file uses its own part
+
+pub mod base;
+pub mod device;
+pub mod machine;
