@@ -145,7 +145,7 @@ impl Record {
         if used > RECORD_BYTES {
             return None;
         }
-        self.attributes.sort_by(|a, b| (a.kind, a.name.to_uppercase()).cmp(&(b.kind, b.name.to_uppercase())));
+        self.attributes.sort_by_key(|attribute| (attribute.kind, attribute.name.to_uppercase()));
         let mut bytes = Vec::with_capacity(RECORD_BYTES);
         bytes.bytes(b"FILE").u16(0x30).u16((RECORD_BYTES / 512 + 1) as u16).u64(0).u16(self.sequence).u16(self.links);
         bytes.u16(HEADER_BYTES as u16).u16(self.flags).u32(used as u32).u32(RECORD_BYTES as u32).u64(0);
