@@ -365,3 +365,67 @@ fn failures_of_the_device_have_their_sense() {
         }
     }
 }
+
+/// Spec B.11, field by field.
+#[test]
+fn what_the_unit_says_it_is() {
+    for (block_size, provisioning, granularity, limit, unmap, thin_byte) in [
+        (BlockSize::N512, Provisioning::Thin, 8, 65_536, (1 << 20, 1), 0xE4),
+        (BlockSize::E512, Provisioning::Thin, 8, 65_536, (1 << 20, 8), 0xE4),
+        (BlockSize::N4096, Provisioning::Thin, 1, 8192, (1 << 20, 1), 0xE4),
+        (BlockSize::E512, Provisioning::Thick, 8, 65_536, (0, 0), 0),
+    ] {
+        let unit = on(Arc::new(MemoryDevice::new(1 << 20, 4096)), block_size, provisioning, false);
+        let alice = nexus("alice");
+        let page = |code: u8| {
+            let said = data(ask(&unit, &alice, &[0x12, 1, code, 1, 0, 0], &[]));
+            assert_eq!((said[0], said[1]), (0, code));
+            assert_eq!(usize::from(said[2]) << 8 | usize::from(said[3]), said.len() - 4, "page {code:#x}");
+            said
+        };
+        let number = |said: &[u8], at: usize| u32::from_be_bytes(said[at..at + 4].try_into().unwrap());
+
+        let standard = data(ask(&unit, &alice, &[0x12, 0, 0, 1, 0, 0], &[]));
+        assert_eq!(standard.len(), 96);
+        assert_eq!(&standard[8..36], b"TEST    Disk            1   ");
+        assert_eq!(data(ask(&unit, &alice, &[0x12, 0, 0, 0, 5, 0], &[])), standard[..5], "clipped");
+        assert_eq!(page(0x00)[4..], [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2]);
+        let serial = page(0x80)[4..].to_vec();
+        // `printf seed | sha256sum`: 14 bytes, and the name after them.
+        assert_eq!(serial, b"19B25856E1C150CA834CFFC8B59B");
+        assert_eq!((page(0x86)[5], page(0x86)[6]), (0x07, 0x01));
+
+        let limits = page(0xB0);
+        assert_eq!((limits.len(), limits[4], limits[5], limits[7]), (64, 1, 0xFF, granularity));
+        assert_eq!((number(&limits, 8), number(&limits, 40)), (limit, limit));
+        assert_eq!((number(&limits, 20), number(&limits, 28)), unmap, "{block_size:?}");
+        assert_eq!(page(0xB1)[4..6], [0, 1]);
+        assert_eq!(page(0xB2)[5], thin_byte);
+
+        let (mut left, mut kinds) = (&page(0x83)[4..], Vec::new());
+        while let [set, kind, _, len, rest @ ..] = left {
+            let (content, rest) = rest.split_at(usize::from(*len));
+            kinds.push((*set, *kind, content.to_vec()));
+            left = rest;
+        }
+        assert_eq!(left, [0; 0]);
+        let text = |text: &str| text.as_bytes().to_vec();
+        assert_eq!(
+            kinds,
+            [
+                (0x01, 0x03, unit.options.identity.naa().to_vec()),
+                (0x02, 0x01, [&b"TEST    "[..], &serial].concat()),
+                (0x51, 0x94, vec![0, 0, 0, 1]),
+                (0x51, 0x95, vec![0, 0, 0, 1]),
+                (0x53, 0x98, text("iqn.2026-01.test:e3,t,0x0001\0\0\0\0")),
+                (0x53, 0xA8, text("iqn.2026-01.test:e3\0")),
+            ]
+        );
+        assert_eq!(unit.options.identity.naa()[0] >> 4, 3);
+        let capacity = data(ask(&unit, &alice, &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &[]));
+        let thin = provisioning == Provisioning::Thin;
+        assert_eq!((capacity[14], number(&capacity, 8)), (if thin { 0xC0 } else { 0 }, block_size.logical_bytes()));
+        assert_eq!(number(&capacity, 4), (1 << 20) / block_size.logical_bytes() - 1);
+        assert_eq!(capacity[13], if block_size == BlockSize::E512 { 3 } else { 0 });
+    }
+}
