@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 /// QEMU's initiator, a part of it that is packaged by itself.
 const QEMU_ISCSI: &str = "/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so";
 /// Debian packages that hold peers, with the program, or the file, that shows a package to be there.
-const DEBIAN_PACKAGES: [(&str, &str); 12] = [
+const DEBIAN_PACKAGES: [(&str, &str); 15] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nbdcopy", "libnbd-bin"),
@@ -31,6 +31,9 @@ const DEBIAN_PACKAGES: [(&str, &str); 12] = [
     ("mdir", "mtools"),
     ("restic", "restic"),
     ("mariadbd", "mariadb-server"),
+    ("ntfscat", "ntfs-3g"),
+    ("sgdisk", "gdisk"),
+    ("7z", "p7zip-full"),
 ];
 
 const QEMU_IMG: &str = "E3_TEST_QEMU_IMG";
