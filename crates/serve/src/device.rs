@@ -197,22 +197,47 @@ impl LayeredDevice {
         }
     }
 
-    /// What is known of a range below the overlay.
+    /// What is known of a range below the overlay; may end early.
     fn extents_below(&self, target: Option<&Target>, range: Range<u64>, extents: &mut Vec<Extent>, max: usize) {
         let segment_bytes = u64::from(self.base.base().segment_bytes());
         let mut at = range.start;
         let mut looked_at = 0;
         while at < range.end && extents.len() <= max && looked_at < MAX_EXTENT_SEGMENTS {
+            looked_at += 1;
+            if let Some(target) = target.filter(|target| target.map.is_hydrated(at / target.map.grain_bytes())) {
+                let end = target.hydrated_until(at, range.end);
+                let known = target.disk.extents(at..end, max).unwrap_or_default();
+                for extent in known {
+                    let len_bytes = extent.len_bytes.min(end - at);
+                    push_extent(extents, len_bytes, extent.kind);
+                    at += len_bytes;
+                }
+                if at < end {
+                    // It did not say more; reading tells.
+                    push_extent(extents, end - at, ExtentKind::Data);
+                    at = end;
+                }
+                continue;
+            }
             let unit_bytes = target.map_or(segment_bytes, |target| segment_bytes.min(target.map.grain_bytes()));
             let end = ((at / unit_bytes + 1) * unit_bytes).min(range.end);
-            let is_zero = match target {
-                Some(target) if target.map.is_hydrated(at / target.map.grain_bytes()) => false,
-                // What cannot be looked up is data: reading it will say why.
-                _ => self.base.base().is_zero(at / segment_bytes).unwrap_or(false),
-            };
+            // What cannot be looked up is data: reading it will say why.
+            let is_zero = self.base.base().is_zero(at / segment_bytes).unwrap_or(false);
             push_extent(extents, end - at, if is_zero { ExtentKind::Zero } else { ExtentKind::Data });
-            (at, looked_at) = (end, looked_at + 1);
+            at = end;
         }
+    }
+}
+
+impl Target {
+    /// Up to where, or to `end`, everything from `at` on has reached the target.
+    fn hydrated_until(&self, at: u64, end: u64) -> u64 {
+        let grain_bytes = self.map.grain_bytes();
+        let mut until = at;
+        while until < end && self.map.is_hydrated(until / grain_bytes) {
+            until = (until / grain_bytes + 1) * grain_bytes;
+        }
+        until.min(end)
     }
 }
 
@@ -319,6 +344,9 @@ impl Device for LayeredDevice {
 }
 
 fn push_extent(extents: &mut Vec<Extent>, len_bytes: u64, kind: ExtentKind) {
+    if len_bytes == 0 {
+        return;
+    }
     match extents.last_mut() {
         Some(last) if last.kind == kind => last.len_bytes += len_bytes,
         _ => extents.push(Extent { len_bytes, kind }),

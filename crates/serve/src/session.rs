@@ -6,24 +6,30 @@
 //!
 //! [`begin_hydrating`]: Session::begin_hydrating
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+mod error;
+mod files;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use nbd::{Device, DeviceError, FileDevice};
+use nbd::Device as _;
 
-use crate::base::{Base, BaseError};
+pub use error::SessionError;
+use error::failed;
+pub use files::discard_session;
+use files::{create_target, lock_folder, open_target, remove_session};
+
+use crate::base::BaseError;
 use crate::cache::{CachedBase, Lane};
 use crate::device::{LayeredDevice, Target};
 use crate::folder::{DiskFolder, Folder};
 use crate::hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 use crate::metrics::Metrics;
-use crate::moving::{Hydrated, MoveError, Pause, Switched};
+use crate::moving::{Hydrated, Pause, Switched};
 use crate::overlay::{DiskKey, Identity, Overlay, OverlayError, OverlayOptions, OverlayStats};
 use crate::prefetch::Prefetch;
 use crate::state::{DiskState, Restarts, STATE_NAME, SessionState, State, hex, id_of};
-use crate::vhdx_disk::VhdxDisk;
 
 /// Space that must be left at a target, of what it will take.
 const SPARE: u64 = 20;
@@ -489,89 +495,6 @@ pub struct About {
     pub guest_is_elsewhere: bool,
 }
 
-/// Deletes what a session left: overlays, maps, targets that never became disks, and its folder. May be repeated.
-pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
-    let opened = DiskFolder::open_or_create(folder).map_err(failed("open", folder))?;
-    let alone = lock_folder(folder)?;
-    let state = SessionState::read(&opened).map_err(failed("read the state in", folder))?;
-    if let Some(mut state) = state {
-        if state.state != State::Discarded {
-            state.state = State::Stopping;
-            state.write(&opened).map_err(failed("write the state in", folder))?;
-        }
-        let begun = state.disks.iter().filter(|disk| !disk.is_local).filter_map(|disk| disk.target.as_ref());
-        for target in begun.map(Path::new) {
-            match std::fs::remove_file(target) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", target)(error)),
-                _ => {}
-            }
-        }
-        state.state = State::Discarded;
-        state.write(&opened).map_err(failed("write the state in", folder))?;
-    }
-    drop(alone);
-    remove_session(folder).map_err(failed("remove", folder))
-}
-
-/// The state goes last: until then the rest can be found again.
-fn remove_session(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            std::fs::remove_dir_all(&path)?;
-        } else if path.file_name().is_some_and(|name| name != STATE_NAME) {
-            std::fs::remove_file(&path)?;
-        }
-    }
-    std::fs::remove_dir_all(folder)
-}
-
-/// So that nobody else does anything to a session, as long as the file is open.
-fn lock_folder(folder: &Path) -> Result<File, SessionError> {
-    let path = folder.join("lock");
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(SessionError::Busy { folder: folder.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-    }
-}
-
-/// Whether a disk goes to a VHDX: the file's name says so.
-fn is_vhdx(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhdx"))
-}
-
-/// A disk that is all zero and takes no space yet; it is durable that it is there. What an attempt before left is
-/// replaced.
-fn create_target(path: &Path, base: &Arc<dyn Base>) -> Result<Arc<dyn Device>, SessionError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace", path)(error)),
-        _ => {}
-    }
-    if is_vhdx(path) {
-        return Ok(Arc::new(VhdxDisk::create(path, base.size_bytes(), base.sector_bytes())?));
-    }
-    let made = || -> io::Result<()> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.set_len(base.size_bytes())?;
-        file.sync_all()?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        DiskFolder::open_or_create(folder)?.sync()
-    };
-    made().map_err(failed("create", path))?;
-    open_target(path)
-}
-
-fn open_target(path: &Path) -> Result<Arc<dyn Device>, SessionError> {
-    if is_vhdx(path) {
-        return Ok(Arc::new(VhdxDisk::open(path)?));
-    }
-    let opened = FileDevice::open(path, false);
-    Ok(Arc::new(opened.map_err(|source| SessionError::Target { path: path.into(), source })?))
-}
-
 /// An id that no other session has.
 pub fn new_session_id() -> [u8; 16] {
     random::bytes()
@@ -587,127 +510,4 @@ pub fn id_text(id: &[u8; 16]) -> String {
 pub fn os_boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
-}
-
-fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SessionError {
-    let path = path.to_owned();
-    move |source| SessionError::Io { attempt, path, source }
-}
-
-/// Why a session does not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// There is one in that folder.
-    #[error("begin a session in {}: there is one already; resume or discard it", folder.display())]
-    Exists {
-        /// Where.
-        folder: PathBuf,
-    },
-    /// There is none.
-    #[error("resume the session in {}: there is none", folder.display())]
-    Missing {
-        /// Where.
-        folder: PathBuf,
-    },
-    /// Another process has it.
-    #[error("use the session in {}: another process serves it", folder.display())]
-    Busy {
-        /// Where.
-        folder: PathBuf,
-    },
-    /// Its state is not one that this program wrote.
-    #[error("resume the session in {}: {problem}", folder.display())]
-    Damaged {
-        /// Where.
-        folder: PathBuf,
-        /// What is wrong.
-        problem: &'static str,
-    },
-    /// It has ended, or was ending.
-    #[error("resume a session that is {state:?}: nothing is left to serve; discard it to clear what remains")]
-    Over {
-        /// Where it stands.
-        state: State,
-    },
-    /// That does not follow.
-    #[error("bring a session from {from:?} to {next:?}: that does not follow")]
-    Transition {
-        /// Where it stands.
-        from: State,
-        /// Where it was to go.
-        next: State,
-    },
-    /// The base is another one than the guest's writes were made over.
-    #[error("resume disk {disk}: its base in the repository is not the one that the guest has written over")]
-    OtherBase {
-        /// The disk's name.
-        disk: String,
-    },
-    /// As many targets as disks are needed.
-    #[error("move {disks} disks: {asked} files were named")]
-    Targets {
-        /// How many were named.
-        asked: usize,
-        /// How many are needed.
-        disks: usize,
-    },
-    /// It was to go elsewhere.
-    #[error("move a disk: it is on its way to {known} already; name that file, or discard the session")]
-    OtherTarget {
-        /// Where.
-        known: String,
-    },
-    /// The file is somebody's.
-    #[error("move a disk to {}: the file exists; choose another name", path.display())]
-    TargetExists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The state is text.
-    #[error("move a disk to {}: the name is not Unicode", path.display())]
-    TargetName {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It would not fit.
-    #[error("move a disk to {}: {needed_bytes} bytes are needed, {free_bytes} are free", path.display())]
-    NoSpace {
-        /// The file.
-        path: PathBuf,
-        /// What it takes at most.
-        needed_bytes: u64,
-        /// What is free.
-        free_bytes: u64,
-    },
-    /// The file that a disk is, or is going to be, cannot be opened.
-    #[error("open the file of a disk, {}", path.display())]
-    Target {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: nbd::OpenFileError,
-    },
-    /// A file or folder of the session's failed.
-    #[error("{attempt} {}", path.display())]
-    Io {
-        /// What was attempted.
-        attempt: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The base cannot be read.
-    #[error("read the restore point: {0}")]
-    Base(#[from] BaseError),
-    /// The overlay cannot be used.
-    #[error(transparent)]
-    Overlay(#[from] OverlayError),
-    /// A disk did not move on.
-    #[error(transparent)]
-    Move(#[from] MoveError),
-    /// A disk failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
 }

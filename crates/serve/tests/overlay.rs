@@ -62,7 +62,7 @@ fn another_owner_is_refused_and_nothing_is_deleted() {
 #[test]
 fn damage_is_never_served() {
     let mut fatal = 0;
-    for seed in 0..400 {
+    for seed in 0..150 {
         let (base, machine) = (base(), Machine::new(seed, Forgets::default()));
         let mut random = SplitMix::new(seed);
         let overlay = create(machine.folder(), &base, OverlayOptions { segment_bytes: 16 << 10, ..small() });
@@ -94,7 +94,7 @@ fn damage_is_never_served() {
             (0..instants.len()).any(|nth| fits(&instants[nth], instants.get(nth + 1).unwrap_or(&instants[nth])));
         assert!(is_an_instant, "seed {seed}: {name}");
     }
-    assert!(fatal > 50, "some damage is seen at once: {fatal}");
+    assert!(fatal > 20, "some damage is seen at once: {fatal}");
 }
 
 #[test]

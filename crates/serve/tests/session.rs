@@ -307,6 +307,19 @@ fn flush_reaches_a_local_disk() {
     let session = create(place.path(), "boot", false);
     session.serving().unwrap();
     session.begin_hydrating(&targets(place.path())).unwrap();
+    while session.advance(&|_| Ok(())).unwrap() != State::Hydrated {}
+    let disk = session.disks().next().unwrap().1.clone();
+    write(&*disk, 3 << 11, &[9]).unwrap();
+    let mut at = 0;
+    for extent in disk.extents(0..SIZE, 1000).unwrap() {
+        let count = extent.len_bytes / SECTOR;
+        if extent.kind == nbd::ExtentKind::Zero {
+            assert!(read(&*disk, at, count).unwrap().iter().all(|value| *value == 0), "at sector {at}");
+            assert_eq!(at / 2048, 3, "the fourth MiB of the base is zero, and nothing else");
+        }
+        at += count;
+    }
+    assert_eq!(at, SIZE / SECTOR);
     while session.advance(&|_| Ok(())).unwrap() != State::Local {}
     for (_, disk) in session.disks() {
         disk.write_at(&[5; 512], 0).unwrap();
