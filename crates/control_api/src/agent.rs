@@ -53,4 +53,40 @@ wire! {
         #[serde(default)]
         pub agent_version: Option<String>,
     }
+
+    /// `e3backup_host_group_create.php`, and with `id` `…_update.php`: a cluster or host group that jobs can target
+    /// (4.1). In an update a missing field means unchanged.
+    pub struct HostGroupRequest {
+        #[serde(default)]
+        pub id: Option<i64>,
+        #[serde(default)]
+        pub name: Option<String>,
+        #[serde(default)]
+        pub tenant_id: Option<i64>,
+        /// `cluster` or `group`.
+        #[serde(default)]
+        pub kind: Option<String>,
+        #[serde(default)]
+        pub agent_ids: Option<Vec<i64>>,
+    }
+
+    /// A cluster or host group.
+    pub struct HostGroup {
+        pub id: i64,
+        pub name: String,
+        pub tenant_id: Option<i64>,
+        pub kind: String,
+        pub agent_ids: Vec<i64>,
+    }
+
+    /// Answer of the calls on one group.
+    pub struct HostGroupAnswer {
+        pub host_group: HostGroup,
+    }
+
+    /// Answer of `e3backup_host_group_list.php`.
+    pub struct HostGroups {
+        pub host_groups: Vec<HostGroup>,
+        pub total: i64,
+    }
 }

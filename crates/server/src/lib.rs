@@ -14,6 +14,7 @@ pub mod agent_api;
 pub mod changes;
 pub mod client_api;
 pub mod clock;
+pub mod deletion;
 pub mod failure;
 pub mod http;
 pub mod jobs;

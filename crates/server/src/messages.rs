@@ -9,6 +9,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("HYPERV_VM_STARTING", "{vm_name}: backup starts"),
     ("HYPERV_VM_FAILED", "{vm_name}: failed: {error}"),
     ("HYPERV_VM_COMPLETE", "{vm_name}: stored ({backup_type})"),
+    ("HYPERV_VM_MOVED", "{vm_name}: moved to another host, whose run takes it"),
     ("HYPERV_NO_VMS", "No VM to back up"),
     ("HYPERV_DISK_STARTING", "{vm_name}: reading {disk_path}"),
     ("HYPERV_CHAIN_BROKEN", "{vm_name}: {disk_path} is read in full: {full_reason}"),

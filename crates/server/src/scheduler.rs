@@ -14,6 +14,7 @@ use crate::agent_api;
 use crate::args;
 use crate::changes;
 use crate::clock::after;
+use crate::deletion;
 use crate::failure::{Code, Failure};
 use crate::jobs;
 use crate::runs::{self, NewRun, end};
@@ -49,6 +50,7 @@ pub async fn tick(app: &App, with_states: bool) -> Result<(), Failure> {
     end::fail_silent(app, now).await?;
     agent_api::commands::expire(app, now).await?;
     agent_api::repositories::expire(app, now).await?;
+    deletion::tick(app, now).await?;
     if with_states {
         vm_status::refresh_all(app, now).await?;
         changes::prune(app, now).await?;

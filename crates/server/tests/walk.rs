@@ -38,6 +38,8 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
     let points = server.back_up(&agent, &run);
     server.post(owner, "cloudbackup_start_run.php", &json!({"job_id": job["job_id"]})).ok();
     let live = server.claim(&agent);
+    let group = json!({"name": prefix, "tenant_id": tenant, "agent_ids": [agent.id()]});
+    let group = server.post(owner, "e3backup_host_group_create.php", &group).ok();
     let command = server.post(owner, "agent_list_disks.php", &json!({"agent_id": agent.id()})).ok();
     let token = server.post(owner, "e3backup_token_create.php", &json!({"tenant_id": tenant})).ok();
     let api = server.post(owner, "e3backup_api_token_create.php", &json!({})).ok();
@@ -58,6 +60,7 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
         ("API token", api["id"].clone()),
         ("destination", json!(destination)),
         ("user", user["user"]["id"].clone()),
+        ("host group", group["host_group"]["id"].clone()),
     ]);
     Client { rows, agent }
 }
@@ -71,12 +74,14 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
             "job_id" | "run_id" | "vm_id" | "agent_id" | "backup_point_id" | "command_id" | "dest_bucket_id" => {
                 row(field)
             }
-            "target_agent_id" => continue,
-            "host" => continue,
-            "agent_uuid" | "host_group_id" => continue,
+            "host_group_id" if endpoint.name.contains("create") => continue,
+            "host_group_id" => row("host group"),
+            "target_agent_id" | "host" => continue,
+            "agent_uuid" => continue,
             // A scope's own filter or the place of something new; foreign ones are tried by themselves below.
             "tenant_id" => continue,
             "vm_ids" => json!([row("vm_id")]),
+            "agent_ids" => json!([row("agent_id")]),
             "backup_point_ids" => json!([row("backup_point_id")]),
             "id" => match endpoint.name {
                 "e3backup_token_revoke.php" => row("enrolment token"),
@@ -84,6 +89,7 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
                 "cloudbackup_destination_update.php" => row("destination"),
                 "e3backup_user_update.php" => row("user"),
                 "e3backup_tenant_update.php" => row("tenant"),
+                "e3backup_host_group_update.php" => row("host group"),
                 _ => continue,
             },
             "claim_id" => rows.and_then(|rows| rows.get("claim_id").cloned()).unwrap_or(json!("00")),
@@ -111,6 +117,7 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
             "state" if endpoint.name == "agent_update_progress.php" => json!("queued"),
             "seq" => json!(50),
             "name" if endpoint.name.contains("job") || endpoint.name.contains("update") => json!("renamed"),
+            "name" if endpoint.name.contains("host_group") => json!("new"),
             other => {
                 let names_a_row =
                     other == "id" || other.ends_with("_id") || other.ends_with("_ids") || other.ends_with("_uuid");

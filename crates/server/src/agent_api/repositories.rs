@@ -9,6 +9,7 @@ use crate::access::Filter;
 use crate::access::agent::Agent;
 use crate::args;
 use crate::clock::after;
+use crate::deletion;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::secret;
@@ -134,6 +135,9 @@ pub async fn complete(call: &Call<'_>) -> Result<Answer, Failure> {
         ("updated_at", now.into()),
     ];
     tx.update("s3_kopia_repo_operations", &columns, "id = ?", args![asked.operation_id]).await?;
+    if !is_again {
+        deletion::finished(&mut tx, &row, asked.status == "success", now).await?;
+    }
     let free = "UPDATE s3_kopia_repo_locks SET expires_at = ? WHERE repo_id = ? AND lock_token = ?";
     tx.change(free, args![now, row.int("repo_id")?, row.text("operation_token")?]).await?;
     tx.commit().await?;

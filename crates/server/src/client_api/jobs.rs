@@ -12,10 +12,10 @@ use crate::access::audit::{self, Entry};
 use crate::access::{Filter, Need, Scope, allows};
 use crate::args;
 use crate::changes;
+use crate::deletion;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::jobs::{check, named, next_run, on_wire, plan_of, schedule_columns};
-use crate::protection::RESTORABLE;
 use crate::retention::{self, Policy};
 use crate::runs::{self, end};
 use crate::schedule::Plan;
@@ -415,23 +415,7 @@ async fn preview(
 ) -> Result<Vec<RetentionVerdict>, Failure> {
     let policy = Policy::parse(policy).map_err(|why| Failure::validation(&[("retention_json".into(), why)]))?;
     let zone = TimeZone::get(zone).unwrap_or(TimeZone::UTC);
-    let sql = format!(
-        "SELECT p.id, p.vm_id, p.snapshot_time, p.hold, p.immutable_until, \
-         CASE WHEN {RESTORABLE} THEN 1 ELSE 0 END AS is_complete, \
-         (SELECT COUNT(*) FROM s3_hyperv_checkpoints c WHERE c.backup_point_id = p.id AND c.is_active = 1) AS bases \
-         FROM s3_hyperv_backup_points p JOIN s3_hyperv_vms v ON v.id = p.vm_id \
-         WHERE v.job_id = ? AND p.deleted_at IS NULL ORDER BY p.vm_id, p.id"
-    );
-    let mut by_vm: std::collections::BTreeMap<i64, Vec<retention::Candidate>> = std::collections::BTreeMap::new();
-    for row in tx.rows(&sql, args![job]).await? {
-        by_vm.entry(row.int("vm_id")?).or_default().push(retention::Candidate {
-            id: row.int("id")?,
-            at: row.time("snapshot_time")?,
-            is_complete: row.int("is_complete")? == 1,
-            is_base: row.int("bases")? > 0,
-            is_pinned: row.flag("hold")? || row.opt_time("immutable_until")?.is_some_and(|until| until > now),
-        });
-    }
+    let by_vm = deletion::candidates(tx, job, now).await?;
     let verdicts = by_vm.values().flat_map(|points| retention::verdicts(points, policy, &zone, now));
     Ok(verdicts
         .map(|(point, kept_by)| RetentionVerdict {

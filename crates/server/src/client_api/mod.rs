@@ -4,6 +4,7 @@ pub mod agents;
 pub mod audit;
 pub mod dashboard;
 pub mod destinations;
+pub mod groups;
 pub mod jobs;
 pub mod people;
 pub mod points;

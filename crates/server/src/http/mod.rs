@@ -228,13 +228,14 @@ async fn answer(
 ) -> Result<Answer, Failure> {
     let (parts, body) = request.into_parts();
     let (method, headers) = (parts.method, parts.headers);
+    // Read in any case: a connection with an unread body would be closed under the caller's next request.
+    let Ok(body) = to_bytes(body, endpoint.max_bytes).await else {
+        return Err(Failure::new(Code::TooLarge).detail("max_bytes", endpoint.max_bytes));
+    };
     let asked = if method == Method::HEAD { "GET" } else { method.as_str() };
     if !endpoint.methods.contains(&asked) {
         return Err(Failure::new(Code::MethodNotAllowed).detail("allow", endpoint.methods.join(", ")));
     }
-    let Ok(body) = to_bytes(body, endpoint.max_bytes).await else {
-        return Err(Failure::new(Code::TooLarge).detail("max_bytes", endpoint.max_bytes));
-    };
     let ip = caller_address(app, peer.ip(), &headers);
     let now = app.clock.now();
     app.limits.addresses.take(ip, now).map_err(Failure::limited)?;

@@ -2,12 +2,13 @@
 //!
 //! `transition.rs` says which step may follow which, and nothing else; `claim.rs` hands a run to its agent and
 //! `payload.rs` what it needs; `update.rs` takes what the agent reports; `commit.rs` records points; `end.rs` ends runs
-//! that the server ends by itself.
+//! that the server ends by itself; `follow.rs` hands on VMs that moved.
 
 pub mod claim;
 pub mod commit;
 pub mod end;
 pub mod events;
+pub mod follow;
 pub mod payload;
 pub mod transition;
 pub mod update;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
 use super::transition::{By, may};
-use super::{LEASE_SECS, commit, end, events, of_agent_locked, status};
+use super::{LEASE_SECS, commit, end, events, follow, of_agent_locked, status};
 use crate::App;
 use crate::access::agent::Agent;
 use crate::args;
@@ -85,7 +85,12 @@ pub async fn apply(app: &App, agent: &Agent, update: &UpdateRun) -> Result<Updat
         let text = format!("The run cannot go from {from} to {to}");
         return Err(Failure::with(Code::InvalidTransition, text));
     }
-    let to = if to.is_terminal() { weigh(&mut tx, id, to).await? } else { to };
+    let to = if to.is_terminal() {
+        follow::moved(&mut tx, &run, now).await?;
+        weigh(&mut tx, id, to).await?
+    } else {
+        to
+    };
 
     let mut columns = figures(&run, &update.figures, to)?;
     columns.extend([
@@ -131,10 +136,10 @@ async fn weigh(tx: &mut Tx, run: i64, said: RunStatus) -> Result<RunStatus, Fail
                LEFT JOIN s3_hyperv_backup_points p ON p.id = r.backup_point_id WHERE r.run_id = ?";
     let (mut good, mut bad, mut warned) = (0, 0, false);
     for row in tx.rows(sql, args![run]).await? {
-        if row.text("state")? == "committed" {
-            good += 1
-        } else {
-            bad += 1
+        match row.text("state")?.as_str() {
+            "committed" => good += 1,
+            "moved" => {}
+            _ => bad += 1,
         }
         warned |= row.flag("has_warnings")?;
     }

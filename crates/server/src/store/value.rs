@@ -74,6 +74,11 @@ impl Row {
         at.and_then(|at| self.values.get(at)).ok_or_else(|| StoreError::column(name, "is not in the answer"))
     }
 
+    /// Every value, in the order of the answer.
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
     /// An integer.
     pub fn int(&self, name: &str) -> Result<i64, StoreError> {
         self.opt_int(name)?.ok_or_else(|| StoreError::column(name, "is NULL"))
