@@ -115,7 +115,8 @@ fn others_read_what_we_make_up() {
         assert!(said.status.success(), "{}", text(&said));
         let mut names: Vec<String> = parameters.files.iter().map(|file| file.name.clone()).collect();
         let mut found: Vec<String> = listed.into_iter().filter(|name| !name.is_empty() && name != ".").collect();
-        (names.sort(), found.sort());
+        names.sort();
+        found.sort();
         assert_eq!(found, names);
     }
     for (nth, file) in parameters.files.iter().enumerate().filter(|(nth, _)| *nth < 8 || nth % 40 == 0) {
