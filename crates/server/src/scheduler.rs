@@ -43,8 +43,21 @@ pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-/// One look at everything that is due.
+/// One look at everything that is due. Two instances that look at once may deadlock: then one looks again.
 pub async fn tick(app: &App, with_states: bool) -> Result<(), Failure> {
+    let mut tries = 0;
+    loop {
+        match look(app, with_states).await {
+            Err(failure) if failure.is_transient() && tries < 5 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(20 * tries)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn look(app: &App, with_states: bool) -> Result<(), Failure> {
     let now = app.clock.now();
     start_due(app, now).await?;
     end::fail_silent(app, now).await?;

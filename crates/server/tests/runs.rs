@@ -272,8 +272,8 @@ fn a_slot_starts_one_run_however_many_instances_look() {
         let lab = Lab::new(&database);
         lab.server.pass(25.0);
         let app = lab.server.app();
-        let looks = at_once(4, |_| lab.server.runtime.block_on(server::scheduler::tick(app, false)).is_ok());
-        assert_eq!(looks, [true; 4], "{database:?}");
+        let looks = at_once(4, |_| lab.server.runtime.block_on(server::scheduler::tick(app, false)));
+        assert!(looks.iter().all(Result::is_ok), "{database:?}: {looks:?}");
         assert_eq!(lab.server.count("SELECT COUNT(*) FROM s3_cloudbackup_runs"), 1, "{database:?}");
         assert_eq!(lab.server.count("SELECT COUNT(*) FROM s3_schedule_slots WHERE outcome = 'queued'"), 1);
         // Two more days pass and nobody fetched the first run: the slot says why it was skipped.
