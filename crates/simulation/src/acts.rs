@@ -292,6 +292,13 @@ impl World {
         if !same_disks {
             return Ok(false);
         }
+        // The host refuses it during a merge, and whoever wants it comes back.
+        for _ in 0..10 {
+            if lab.is_at_rest(&id)? {
+                break;
+            }
+            self.wait(Duration::from_secs(60));
+        }
         lab.apply_user_checkpoint(&id, checkpoint)?;
         let mut model = self.model();
         let event = model.next_event();

@@ -113,7 +113,16 @@ impl Dice {
                 acts.push(self.write_to(vm));
             }
             for _ in 0..self.below(3) {
-                acts.push(self.between(theme, vm));
+                let act = self.between(theme, vm);
+                // There is seldom one to go back to.
+                if matches!(act, Act::ApplyCheckpoint { .. }) && !self.once_in(3) {
+                    acts.push(Act::MakeCheckpoint { vm });
+                    acts.push(self.write_to(vm));
+                    if self.once_in(2) {
+                        acts.push(Act::BackUp { vm, run: Run::default() });
+                    }
+                }
+                acts.push(act);
             }
             if self.once_in(3) {
                 acts.push(self.write_to(vm));
