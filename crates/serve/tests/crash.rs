@@ -499,7 +499,7 @@ fn histories_reach_everything() {
 
 /// `cargo test -p serve --release --test crash -- --ignored`
 #[test]
-#[ignore = "minutes"]
+#[ignore = "long: 40,000 histories"]
 fn forty_thousand_histories() {
     assert_eq!(first_problem(100_000..140_000, Forgets::default()), None);
 }

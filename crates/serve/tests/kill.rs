@@ -41,7 +41,6 @@ fn open(place: &Path) -> Overlay {
 
 /// The process that is killed: writes, and tells each write before it begins and once it is acknowledged.
 #[test]
-#[ignore = "played by the test below"]
 fn child() {
     let Ok(place) = std::env::var(PLACE) else { return };
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
@@ -73,7 +72,7 @@ fn kills_lose_nothing_that_was_acknowledged() {
     let mut acknowledged = 0;
     for round in 1..=rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .args(["--exact", "child", "--nocapture"])
             .env(PLACE, place.path())
             .env(SEED, u64::to_string(&round))
             .stdout(Stdio::piped())

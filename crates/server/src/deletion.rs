@@ -138,6 +138,28 @@ async fn queue_due(app: &App, now: Timestamp) -> Result<(), Failure> {
     Ok(tx.commit().await?)
 }
 
+/// The payload of an operation as it is handed out: without points that were held since it was queued. A hold undoes a
+/// deletion that has not begun.
+pub async fn still_wanted(tx: &mut Tx, operation: &Row, now: Timestamp) -> Result<Option<Object>, Failure> {
+    let Some(mut payload) = operation.opt_json::<Object>("payload_json")? else { return Ok(None) };
+    let Some(points) = payload.get("points").and_then(Json::as_array).cloned() else { return Ok(Some(payload)) };
+    let sql = format!(
+        "SELECT id FROM s3_hyperv_backup_points WHERE id = ? AND hold = 0 AND delete_state IN ('queued', 'failed'){}",
+        tx.for_update()
+    );
+    let mut wanted = Vec::with_capacity(points.len());
+    for point in points {
+        let Some(id) = point["backup_point_id"].as_i64() else { continue };
+        if tx.row(&sql, args![id]).await?.is_some() {
+            wanted.push(point);
+        }
+    }
+    payload.insert("points".into(), wanted.into());
+    let columns = [("payload_json", Json::Object(payload.clone()).into()), ("updated_at", now.into())];
+    tx.update("s3_kopia_repo_operations", &columns, "id = ?", args![operation.int("id")?]).await?;
+    Ok(Some(payload))
+}
+
 /// What an agent's word about an operation means for the points in it.
 pub async fn finished(tx: &mut Tx, operation: &Row, is_success: bool, now: Timestamp) -> Result<(), Failure> {
     if operation.text("op_type")? != RepoOperationType::DeletePoints.word() {

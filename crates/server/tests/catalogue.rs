@@ -159,8 +159,12 @@ fn a_deleted_point_goes_through_an_agent_and_a_hold_wins() {
         server.pass(23.0);
         server.tick();
         assert_eq!(operation(), Value::Null, "not before a day has passed");
-        server.pass(1.5);
+        // A hold undoes a deletion, also one that waits for an agent already.
+        hold(&owner, points[2], false).ok();
+        delete(&[points[2]]).ok();
+        server.pass(24.5);
         server.tick();
+        hold(&operator, points[2], true).ok();
         let claimed = operation();
         assert_eq!(
             (&claimed["op_type"], &claimed["repository_password"].is_string()),

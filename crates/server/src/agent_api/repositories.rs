@@ -55,6 +55,7 @@ pub async fn claim(app: &App, agent: &Agent, now: Timestamp) -> Result<Option<Re
         if tx.update("s3_kopia_repo_operations", &columns, condition, args![row.int("id")?]).await? == 0 {
             continue;
         }
+        let payload = deletion::still_wanted(&mut tx, &row, now).await?;
         let sql = "SELECT * FROM s3_cloudbackup_repositories WHERE id = ?";
         let stored = tx.row(sql, args![repository]).await?.ok_or(Code::NotFound)?;
         let (bucket, repository_id) = (stored.opt_int("bucket_id")?, stored.text("repository_id")?);
@@ -74,7 +75,7 @@ pub async fn claim(app: &App, agent: &Agent, now: Timestamp) -> Result<Option<Re
             dest_access_key: opened.destination.dest_access_key,
             dest_secret_key: opened.destination.dest_secret_key,
             repository_password: opened.repository_password,
-            effective_policy: row.opt_json("payload_json")?,
+            effective_policy: payload.map(serde_json::Value::Object),
         }));
     }
     Ok(None)
