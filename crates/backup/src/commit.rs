@@ -75,7 +75,8 @@ pub(crate) fn commit(
     }
     keep_all_points(repo, &session, draft)?;
     let manifest = write_tree(&session, draft, &description)?;
-    session.put_snapshot(&manifest);
+    // Under the ID of the point: a recovery then sees whether somebody deleted it.
+    session.put_snapshot_as(&description.point_id, &manifest);
     session.flush()?;
     let stats = session.stats();
     drop(session);

@@ -221,6 +221,8 @@ fn is_of_another(name: &str, tag: &str) -> bool {
     name.starts_with("e3:") && name != tag
 }
 
+/// Whether a draft may become a point: everything it names is there, and it did not already become one that somebody
+/// deleted.
 fn can_commit(
     repo: &std::sync::Arc<Repository>,
     draft: &PointDraft,
@@ -228,6 +230,9 @@ fn can_commit(
     now: Timestamp,
 ) -> Result<bool, BackupError> {
     if now.duration_since(intent.started) > MAX_DRAFT_AGE {
+        return Ok(false);
+    }
+    if repo.is_deleted_manifest(&draft.description.point_id)? {
         return Ok(false);
     }
     for file in &draft.files {

@@ -235,6 +235,9 @@ impl LabHost {
             if !vm.checkpoints.is_empty() || tx.is_busy(&vm.id) || tx.store.is_held(&from)? {
                 return Err(LabError::refused("move a disk", "the VM has a checkpoint, or the disk is in use"));
             }
+            if disks::open(tx.store, &from)?.layers().len() != 1 {
+                return Err(LabError::refused("move a disk", "a checkpoint of the VM has not been merged yet"));
+            }
             let to = WinPath::new(folder).join(from.file_name());
             let record = tracking::load(tx.store, &from)?;
             let target = tx.store.file(&to)?;

@@ -64,6 +64,15 @@ impl Repository {
 
     fn try_append(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
         let (entry, stored) = self.fetch_current(id)?;
+        let start = plaintext.len();
+        let Err(error) = self.decode(&entry, &stored, plaintext) else { return Ok(()) };
+        if !matches!(error, ReadError::DamagedContent { .. }) {
+            return Err(error);
+        }
+        // What was damaged on its way only is whole when it comes again, and must not stay among the windows.
+        plaintext.truncate(start);
+        self.windows.forget(&entry.pack);
+        let (entry, stored) = self.fetch_current(id)?;
         self.decode(&entry, &stored, plaintext)
     }
 
@@ -193,6 +202,13 @@ const WINDOW_BYTES: u64 = 1 << 20;
 const MAX_WINDOWS: usize = 16;
 
 impl MetadataWindows {
+    /// Of this pack nothing is kept.
+    fn forget(&self, pack: &str) {
+        let mut state = self.state.lock().expect("no panic while held");
+        state.windows.retain(|window| window.pack != pack);
+        state.pack_lens.remove(pack);
+    }
+
     fn read(&self, blobs: &BlobStore, pack: &str, offset: u64, len: u64) -> Result<Bytes, BucketError> {
         if let Some(bytes) = self.cached(pack, offset, len) {
             return Ok(bytes);

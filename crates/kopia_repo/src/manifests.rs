@@ -31,6 +31,13 @@ impl Repository {
         entry.ok_or_else(|| ReadError::NotFound { what: format!("manifest {id}") })
     }
 
+    /// Whether a manifest of this ID was there and was deleted. Maintenance forgets it: `false` proves nothing.
+    pub fn is_deleted_manifest(&self, id: &str) -> Result<bool, ReadError> {
+        let mut cache = self.manifests.lock().expect("no panic while held");
+        self.load_manifests(&mut cache)?;
+        Ok(cache.state.is_deleted(id))
+    }
+
     fn load_manifests(&self, cache: &mut ManifestCache) -> Result<(), ReadError> {
         // An old view is refreshed by the look-up behind it.
         let entries = {

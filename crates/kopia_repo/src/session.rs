@@ -27,7 +27,7 @@ use crate::format::compression::{CompressContext, CompressionId, compress};
 use crate::format::content_id::ContentId;
 use crate::format::encryption::NONCE_BYTES;
 use crate::format::index::IndexEntry;
-use crate::format::manifest::{ManifestEntry, build_entries};
+use crate::format::manifest::{ManifestEntry, build_entries, new_manifest_id};
 use crate::format::pack::{self, SessionMarker};
 
 /// Content prefix of directory objects.
@@ -248,11 +248,20 @@ impl WriteSession {
         labels: impl IntoIterator<Item = (String, String)>,
         data: &impl serde::Serialize,
     ) -> String {
-        let entry = ManifestEntry::new(labels.into_iter().collect(), self.core.shared.repo.timestamp(), data)
-            .expect("manifest payloads are plain data");
-        let id = entry.id.clone();
-        lock(&self.core.manifests).push(entry);
+        let id = new_manifest_id();
+        self.put_manifest_as(id.clone(), labels, data);
         id
+    }
+
+    pub(crate) fn put_manifest_as(
+        &self,
+        id: String,
+        labels: impl IntoIterator<Item = (String, String)>,
+        data: &impl serde::Serialize,
+    ) {
+        let entry = ManifestEntry::new(id, labels.into_iter().collect(), self.core.shared.repo.timestamp(), data)
+            .expect("manifest payloads are plain data");
+        lock(&self.core.manifests).push(entry);
     }
 
     /// Queues the deletion of a manifest, `modified` as it was read.

@@ -75,6 +75,12 @@ impl WriteSession {
         self.put_manifest(manifest.labels(), manifest)
     }
 
+    /// As [`put_snapshot`](Self::put_snapshot), under an ID that the caller chose: 16 random bytes in lower-case
+    /// hexadecimal. Who may have to write a snapshot again can then ask whether it was deleted in the meantime.
+    pub fn put_snapshot_as(&self, id: &str, manifest: &SnapshotManifest) {
+        self.put_manifest_as(id.to_owned(), manifest.labels(), manifest);
+    }
+
     /// Queues the deletion of a snapshot; gone with the next flush. Its contents stay until maintenance finds that no
     /// other snapshot names them.
     pub fn delete_snapshot(&self, snapshot: &Snapshot) {

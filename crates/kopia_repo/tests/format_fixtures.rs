@@ -351,7 +351,9 @@ fn every_manifest() {
                 "snapshot" => {
                     let snapshot = SnapshotManifest::parse(data.as_bytes()).unwrap();
                     assert_eq!(snapshot.labels(), manifest.labels, "{id}");
-                    let written = ManifestEntry::new(snapshot.labels(), manifest.modified, &snapshot).unwrap();
+                    let written =
+                        ManifestEntry::new(manifest.id.clone(), snapshot.labels(), manifest.modified, &snapshot)
+                            .unwrap();
                     assert_eq!(written.data.get(), data, "{id}");
                     serde_json::to_value(snapshot)
                 }

@@ -255,10 +255,10 @@ impl World {
         }
         let checkpoint = lab.create_user_checkpoint(&id)?;
         let mut model = self.model();
-        model.next_event();
+        let event = model.next_event();
         let vm = &mut model.vms[number];
         let disks = vm.disks.clone();
-        vm.checkpoints.push(UserCheckpoint { id: checkpoint, disks });
+        vm.checkpoints.push(UserCheckpoint { id: checkpoint, event, disks });
         drop(model);
         self.disturb(number);
         Ok(true)
@@ -306,7 +306,9 @@ impl World {
         let of = vm.checkpoints.iter().find(|one| one.id == *checkpoint).expect("just listed").clone();
         for (disk, then) in vm.disks.iter_mut().zip(&of.disks) {
             disk.content = then.content.clone();
-            disk.broken_at = event;
+            disk.touched.push((event, 0..disk.content.len() as u64));
+            // What was written up to the checkpoint is named in the files below it, which the VM goes on using.
+            disk.reverts.push((of.event, event));
         }
         vm.running = false;
         drop(model);

@@ -215,7 +215,7 @@ fn check_tracking(world: &World, vm: usize, progress: &RunInProgress, frozen: &F
         let unconverted = report.warnings.iter().any(|one| one.code == WarningCode::ConversionFailed);
         let is_older = |id: &String| {
             let instant = world.model().instants.get(&(key.clone(), id.clone())).copied();
-            unconverted && instant.is_some_and(|instant| instant < frozen.event)
+            unconverted && instant.is_some_and(|instant| instant <= frozen.event)
         };
         if let Some(id) = disk.rct_id.as_ref().filter(|id| is_older(id)) {
             let mut model = world.model();

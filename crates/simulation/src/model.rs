@@ -50,7 +50,8 @@ pub(crate) struct Disk {
     pub(crate) content: Arc<Vec<u8>>,
     /// The last event after which tracking cannot tell what differs from before.
     pub(crate) broken_at: u64,
-    /// When the disk went back with its tracking: to the instant of which event, and at which event.
+    /// When the disk went back with its tracking: to the instant of which event, and at which event. Ids of instants
+    /// before the first are still true, ids of those between are not.
     pub(crate) reverts: Vec<(u64, u64)>,
     /// What the guest touched, by event.
     pub(crate) touched: Vec<(u64, Range<u64>)>,
@@ -59,6 +60,8 @@ pub(crate) struct Disk {
 #[derive(Clone)]
 pub(crate) struct UserCheckpoint {
     pub(crate) id: String,
+    /// At which event it was made.
+    pub(crate) event: u64,
     pub(crate) disks: Vec<Disk>,
 }
 

@@ -45,8 +45,10 @@ fn no_law_is_broken_in_the_stories_of_the_first_seeds() {
 
 #[test]
 fn stories_that_found_something_once_find_it_no_more() {
-    // Both: an answer of the store that was cut short made the reader of metadata panic.
-    for seed in [514, 827] {
+    // 514 and 827: an answer of the store that was cut short made the reader of metadata panic. 748: a point that was
+    // deleted before the run that had made it was put in order came back. 2207: what was damaged once on its way was
+    // kept by the reader of metadata, and failed later runs.
+    for seed in [514, 748, 827, 2207] {
         let violation = play(&Story::of_seed(seed)).violation;
         assert!(violation.is_none(), "seed {seed}: {violation:?}");
     }

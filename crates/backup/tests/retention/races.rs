@@ -198,3 +198,47 @@ fn two_deletions_at_once_leave_a_point() {
         refused += u64::from(told.recv().unwrap());
     }
 }
+
+/// A run dies with its point stored and its journal open; somebody deletes the point; then the host puts the run in
+/// order.
+#[test]
+fn a_point_that_was_deleted_behind_its_run_does_not_come_back() {
+    let rig = Rig::new(&DISK);
+    rig.back_up().unwrap();
+    rig.bucket.reset_tally();
+    rig.guest_write(1, 1);
+    let point = rig.back_up().unwrap().point;
+    let calls = rig.bucket.tally().total_calls();
+    delete_snapshots(&rig.repo, std::slice::from_ref(&point.snapshot));
+    rig.repo.refresh().unwrap();
+    let mut behind_the_commit = 0;
+    for call in (calls * 3 / 4..).step_by(if cfg!(windows) { 7 } else { 2 }) {
+        rig.guest_write(100 + call, 1);
+        let start = std::sync::atomic::AtomicU64::new(0);
+        rig.bucket.set_script(move |_| {
+            let number = start.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            if number == call { bucket::Fault::CrashAfter } else { bucket::Fault::Pass }
+        });
+        let result = rig.back_up();
+        rig.bucket.revive();
+        if result.is_ok() {
+            break;
+        }
+        let other = open(rig.bucket.clone());
+        let points = list_points(&other, None).unwrap();
+        let [_, deleted] = &points[..] else {
+            assert_eq!(points.len(), 1, "call {call}");
+            continue;
+        };
+        behind_the_commit += 1;
+        delete_snapshots(&other, std::slice::from_ref(&deleted.snapshot));
+        rig.repo.refresh().unwrap();
+        let report = rig.back_up().unwrap_or_else(|error| panic!("after call {call}: {error:?}"));
+        let listed: Vec<String> = rig.points().into_iter().map(|point| point.id).collect();
+        assert_eq!(listed, [points[0].id.clone(), report.point.id.clone()], "after call {call}");
+        rig.assert_host_is_clean(&format!("after call {call}"));
+        delete_snapshots(&other, std::slice::from_ref(&report.point.snapshot));
+        rig.repo.refresh().unwrap();
+    }
+    assert!(behind_the_commit > 1, "{behind_the_commit} times");
+}

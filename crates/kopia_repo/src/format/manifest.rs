@@ -71,8 +71,9 @@ struct StoredEntry {
 }
 
 impl ManifestEntry {
-    /// A new manifest with a new ID.
+    /// A new manifest.
     pub fn new<T: Serialize>(
+        id: String,
         labels: BTreeMap<String, String>,
         modified: Timestamp,
         data: &T,
@@ -80,7 +81,7 @@ impl ManifestEntry {
         // First without Go's escapes, which cannot fail any more once this did not.
         serde_json::to_value(data)?;
         let text = String::from_utf8(json::to_go_json(data)).expect("JSON is UTF-8");
-        Ok(Self { id: new_manifest_id(), labels, modified, deleted: false, data: RawValue::from_string(text)? })
+        Ok(Self { id, labels, modified, deleted: false, data: RawValue::from_string(text)? })
     }
 
     /// The entry that deletes a manifest. `modified` must be later than the time of the manifest.
@@ -182,6 +183,11 @@ impl ManifestState {
         self.latest.get(id).filter(|entry| !entry.deleted)
     }
 
+    /// Whether a tombstone of this ID is known.
+    pub fn is_deleted(&self, id: &str) -> bool {
+        self.latest.get(id).is_some_and(|entry| entry.deleted)
+    }
+
     /// All manifests that are not deleted, by ID.
     pub fn live(&self) -> impl Iterator<Item = &ManifestEntry> {
         self.latest.values().filter(|entry| !entry.deleted)
@@ -220,7 +226,8 @@ mod tests {
 
     #[test]
     fn contents_are_written_as_kopia_writes_them() {
-        let mut live = ManifestEntry::new(labels(&[("type", "t"), ("a", "<b>")]), at(1), &[1, 2]).unwrap();
+        let mut live =
+            ManifestEntry::new(new_manifest_id(), labels(&[("type", "t"), ("a", "<b>")]), at(1), &[1, 2]).unwrap();
         assert_eq!(live.id.len(), 32);
         live.id = "00ff".to_owned();
         let content = build_entries(&[live.clone(), ManifestEntry::tombstone("0a", at(2))]);
@@ -258,7 +265,7 @@ mod tests {
     #[test]
     fn the_latest_entry_counts_whatever_the_order() {
         let entry = |id: &str, second, data: &str| {
-            let mut entry = ManifestEntry::new(labels(&[("type", "t")]), at(second), &data).unwrap();
+            let mut entry = ManifestEntry::new(new_manifest_id(), labels(&[("type", "t")]), at(second), &data).unwrap();
             entry.id = id.to_owned();
             entry
         };

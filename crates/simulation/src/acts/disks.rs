@@ -69,7 +69,7 @@ impl World {
     pub(super) fn move_disk_files(&self, vm: u8, disk: u8) -> Result<bool, LabError> {
         let (number, id, lab) = self.vm_and_lab(vm);
         let disk = self.disk_number(number, disk);
-        if self.model().vms[number].run.is_some() {
+        if self.model().vms[number].run.is_some() || lab.disk_chain(&id, disk)?.len() != 1 {
             return Ok(false);
         }
         let folder = format!(r"C:\Moved {}", self.model().event);
