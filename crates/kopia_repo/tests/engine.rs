@@ -203,6 +203,41 @@ fn a_failed_upload_fails_the_session_and_nothing_else() {
     assert_eq!(repo.read_content(&id).unwrap(), b"lost");
 }
 
+/// One answer arrives with a flipped bit: what is read is right all the same, and nothing damaged is kept.
+#[test]
+fn what_is_damaged_on_its_way_once_is_read_again() {
+    let faulty = Arc::new(Faulty::new(Memory::new()));
+    let writer = session(&create(faulty.clone()));
+    let data = writer.write_content(&[7; 3000], None, None).unwrap().id;
+    let object = writer.write_object(&[8; 3000], Some(b'k'), None).unwrap();
+    writer.put_manifest([("type".to_owned(), "test".to_owned())], &"it is there");
+    writer.flush().unwrap();
+    drop(writer);
+    let read = |repo: &Arc<Repository>| {
+        let manifests = repo.find_manifests(&[("type", "test")])?.len();
+        Ok::<_, kopia_repo::ReadError>((manifests, repo.read_content(&data)?, repo.read_object(&object, 10_000)?))
+    };
+    let right = (1, vec![7; 3000], vec![8; 3000]);
+    let mut met = 0;
+    for at in 0.. {
+        let repo = open(faulty.clone());
+        let calls = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counted = calls.clone();
+        faulty.set_script(move |_| match counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            number if number == at => Fault::FlipBit(997),
+            _ => Fault::Pass,
+        });
+        assert_eq!(read(&repo).unwrap(), right, "call {at}");
+        assert_eq!(read(&repo).unwrap(), right, "after call {at}");
+        faulty.set_script(|_| Fault::Pass);
+        if calls.load(std::sync::atomic::Ordering::SeqCst) <= at {
+            break;
+        }
+        met += 1;
+    }
+    assert!(met > 2, "{met} calls");
+}
+
 #[test]
 fn equal_contents_of_many_threads_are_stored_once() {
     let bucket: Arc<dyn Bucket> = Arc::new(Memory::new());

@@ -137,7 +137,20 @@ impl Dice {
                 acts.push(Act::Mend);
             }
         }
+        if matches!(theme, Theme::Retention) && self.once_in(2) {
+            self.everything_goes(&mut acts);
+        }
         acts
+    }
+
+    /// All points go, maintenance marks what they consisted of, the same disks are stored again, and what was marked
+    /// is thrown away: chance alone hardly ever plays this.
+    fn everything_goes(&mut self, acts: &mut Vec<Act>) {
+        let days_later = |dice: &mut Self| Act::Wait { seconds: 3600 * (25 + dice.below(20) as u32) };
+        acts.extend((0..8).map(|which| Act::DeletePoint { which }));
+        acts.extend([days_later(self), Act::Maintain]);
+        let run = self.run(Theme::Calm);
+        acts.extend([Act::BackUp { vm: self.byte(), run }, days_later(self), Act::Maintain]);
     }
 
     fn write_to(&mut self, vm: u8) -> Act {
