@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::Time;
-use crate::words::Role;
+use crate::words::{MfaAction, MfaState, Role};
 
 wire! {
     /// `console_setup.php`: the first owner, with the token of the set-up link.
@@ -29,11 +29,44 @@ wire! {
         /// For the header `X-CSRF-Token` of every call that changes something.
         pub csrf_token: String,
         pub user: User,
+        /// What the second factor asks for before anything else can be called.
+        pub mfa: MfaState,
     }
 
     /// Answer of `console_session.php`.
     pub struct CurrentSession {
         pub user: User,
+        pub mfa: MfaState,
+        /// Until when actions that destroy something may be called (6.3).
+        pub mfa_fresh_until: Option<Time>,
+    }
+
+    /// `console_mfa.php` (6.2, 10.4).
+    pub struct Mfa {
+        pub action: MfaAction,
+        /// Six digits.
+        #[serde(default)]
+        pub code: Option<String>,
+        /// In place of a code; each serves once.
+        #[serde(default)]
+        pub recovery_code: Option<String>,
+    }
+
+    /// Answer of `console_mfa.php`. Secret and recovery codes are shown once.
+    pub struct MfaAnswer {
+        /// Of the new session that takes the place of this one.
+        #[serde(default)]
+        pub csrf_token: Option<String>,
+        /// In base32, for typing.
+        #[serde(default)]
+        pub secret: Option<String>,
+        /// The same for a QR code.
+        #[serde(default)]
+        pub otpauth_uri: Option<String>,
+        #[serde(default)]
+        pub recovery_codes: Vec<String>,
+        pub recovery_codes_left: i64,
+        pub mfa: MfaState,
     }
 
     /// A person and what they may do.
@@ -46,6 +79,8 @@ wire! {
         pub tenant_id: Option<i64>,
         pub status: String,
         pub last_login_at: Option<Time>,
+        /// Whether the account has a second factor.
+        pub mfa_enrolled: bool,
     }
 
     /// `e3backup_user_create.php`, and with `id` `…_update.php`.
@@ -63,6 +98,9 @@ wire! {
         /// `active` or `disabled`.
         #[serde(default)]
         pub status: Option<String>,
+        /// Takes the second factor away, of somebody who lost it.
+        #[serde(default)]
+        pub reset_mfa: bool,
     }
 
     /// Answer of the calls on one person.
@@ -117,6 +155,9 @@ wire! {
         pub role: Option<Role>,
         #[serde(default)]
         pub lifetime_hours: Option<i64>,
+        /// `destroy`: may also delete (6.3). Not named, it has what the caller has at this moment.
+        #[serde(default)]
+        pub scopes: Option<Vec<String>>,
     }
 
     /// A new API token; its value is shown once.

@@ -171,6 +171,8 @@ wire! {
         pub backup_point_ids: Vec<i64>,
         /// Number of points, typed by a person.
         pub confirm_phrase: String,
+        #[serde(default)]
+        pub reason: Option<String>,
     }
 
     /// Answer of `cloudbackup_point_delete.php`: it takes effect later and can be undone until then.

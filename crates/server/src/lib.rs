@@ -20,6 +20,7 @@ pub mod http;
 pub mod jobs;
 pub mod limits;
 pub mod messages;
+pub mod policy;
 pub mod protection;
 pub mod retention;
 pub mod runs;

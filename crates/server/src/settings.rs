@@ -29,6 +29,8 @@ pub struct Settings {
     pub long_poll: Duration,
     /// Starts of different agents are spread over so many seconds (spec control-api 4.4).
     pub jitter_secs: i64,
+    /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
+    pub agent_password_login: bool,
     /// The clock.
     pub clock: Clock,
 }
@@ -66,6 +68,7 @@ impl Settings {
             tick: Duration::from_secs(1),
             long_poll: Duration::from_secs(25),
             jitter_secs: 60,
+            agent_password_login: false,
             clock: Clock::default(),
         }
     }

@@ -1,17 +1,20 @@
 //! What a client's people and scripts call (spec control-api 6): every query begins with the caller's scope.
 
 pub mod agents;
+pub mod approvals;
 pub mod audit;
 pub mod dashboard;
 pub mod destinations;
 pub mod groups;
 pub mod jobs;
+pub mod mfa;
 pub mod people;
 pub mod points;
 pub mod questions;
 pub mod restore;
 pub mod runs;
 pub mod session;
+pub mod settings;
 pub mod setup;
 pub mod tokens;
 pub mod vms;

@@ -4,7 +4,7 @@ use control_api::account::{Page, Tenant, TenantAnswer, TenantRequest, Tenants, U
 use control_api::words::Role;
 use serde_json::json;
 
-use super::{Window, session, tenant_for};
+use super::{Window, mfa, session, tenant_for};
 use crate::access::audit::{self, Entry};
 use crate::access::{Filter, password};
 use crate::args;
@@ -55,7 +55,7 @@ pub async fn create_user(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::ok(UserAnswer { user: session::user(call.app, user).await? })
 }
 
-/// `e3backup_user_update.php`: another role, password or status ends the sessions of that account.
+/// `e3backup_user_update.php`: another role, password, status or second factor ends the sessions of that account.
 pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
     let (person, now) = (call.person()?, call.app.clock.now());
     let asked: UserRequest = call.read()?;
@@ -88,6 +88,10 @@ pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
             return Err(Failure::validation(&[("role".into(), "a client keeps one owner".into())]));
         }
     }
+    if asked.reset_mfa {
+        person.require_fresh(now)?;
+        mfa::remove(&mut tx, id).await?;
+    }
     let mut columns: Vec<(&str, Value)> = Vec::new();
     if let Some(hash) = hash {
         columns.push(("password_hash", hash.into()));
@@ -109,7 +113,7 @@ pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
         id: id.to_string(),
         before: Some(json!({ "role": before.role.word(), "status": before.status })),
         after: Some(
-            json!({ "role": asked.role.map(Role::word), "status": asked.status, "password": asked.password.is_some() }),
+            json!({ "role": asked.role.map(Role::word), "status": asked.status, "password": asked.password.is_some(), "reset_mfa": asked.reset_mfa }),
         ),
     };
     audit::record(&mut tx, &call.actor(), now, entry).await?;

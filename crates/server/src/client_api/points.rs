@@ -1,5 +1,7 @@
 //! Restore points in the client area (spec control-api 5.3, 6.1, 6.2).
 
+use std::collections::BTreeSet;
+
 use control_api::catalogue::{
     DeletePoints, DeletedPoints, HoldPoint, Point, PointList, PointListQuery, Points, PointsQuery, PointsVm,
     VerifyPoint,
@@ -10,6 +12,7 @@ use serde_json::{Map, json};
 
 use super::{Window, own_row, questions, vms};
 use crate::access::audit::{self, Entry};
+use crate::access::gate::{self, Deed};
 use crate::access::{Filter, Need};
 use crate::args;
 use crate::clock::after;
@@ -17,9 +20,6 @@ use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::protection;
 use crate::store::{Row, Value, time_text};
-
-/// What is deleted goes after so long, and can be kept until then (6.3).
-const DELETE_DELAY_SECS: i64 = 24 * 3600;
 
 const SELECT: &str = "SELECT p.*, r.started_at AS run_started_at, r.finished_at AS run_finished_at, \
     (SELECT COUNT(*) FROM s3_hyperv_backup_point_disks d WHERE d.backup_point_id = p.id) AS disks \
@@ -173,7 +173,7 @@ pub async fn hold(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::done()
 }
 
-/// `cloudbackup_point_delete.php`: takes effect a day later, and can be undone by a hold until then.
+/// `cloudbackup_point_delete.php`: takes effect after the client's delay, and can be undone or held until then.
 pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
     let (person, now) = (call.person()?, call.app.clock.now());
     let asked: DeletePoints = call.read()?;
@@ -183,8 +183,10 @@ pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
     if asked.confirm_phrase != asked.backup_point_ids.len().to_string() {
         return Err(Failure::validation(&[("confirm_phrase".into(), "is the number of points".into())]));
     }
-    let takes_effect_at = after(now, DELETE_DELAY_SECS);
+    person.require_fresh(now)?;
+    let takes_effect_at = after(now, person.policy.delete_delay_hours.clamp(0, 720) * 3600);
     let mut tx = call.app.db.write().await?;
+    let mut tenants = BTreeSet::new();
     for id in &asked.backup_point_ids {
         let point = own_row(&mut tx, person.scope, "s3_hyperv_backup_points", *id, Code::PointNotFound).await?;
         if point.opt_time("deleted_at")?.is_some() {
@@ -200,14 +202,20 @@ pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
         if tx.count(sessions, args![*id]).await? > 0 {
             return Err(Code::SessionActive.into());
         }
+        tenants.insert(point.opt_int("tenant_id")?);
         let columns = [("delete_state", "pending".into()), ("delete_after", takes_effect_at.into())];
         tx.update("s3_hyperv_backup_points", &columns, "id = ?", args![*id]).await?;
     }
     let after = json!({ "points": asked.backup_point_ids, "takes_effect_at": time_text(takes_effect_at) });
     let id = asked.backup_point_ids.first().map(ToString::to_string).unwrap_or_default();
-    let entry = Entry { action: "point.delete", entity: "point", id, before: None, after: Some(after) };
+    let entry = Entry { action: "point.delete", entity: "point", id: id.clone(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
-    tx.commit().await?;
+    // Points of one tenant can be judged by its own people.
+    let tenant = if tenants.len() == 1 { tenants.into_iter().next().flatten() } else { None };
+    let deed = Deed { entity: "point", id, tenant, reason: asked.reason.clone() };
+    if let Some(waits) = gate::finish(tx, call, deed).await? {
+        return Ok(waits);
+    }
     Answer::ok(DeletedPoints { pending: asked.backup_point_ids, takes_effect_at: time_text(takes_effect_at) })
 }
 

@@ -1,6 +1,6 @@
 //! The first account: made through a link that a server without accounts prints once.
 
-use control_api::account::{LoggedIn, Setup};
+use control_api::account::Setup;
 use control_api::words::Role;
 use serde_json::json;
 
@@ -81,8 +81,8 @@ pub async fn setup(call: &Call<'_>) -> Result<Answer, Failure> {
     let after = json!({ "client": asked.name, "email": email });
     let entry = Entry { action: "setup", entity: "client", id: client.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &actor, now, entry).await?;
-    let (token, csrf_token) = person::begin(&mut tx, user, call.ip, now).await?;
+    // Who has the link has the server's terminal: for this one session that is the second factor.
+    let (token, csrf_token) = person::begin(&mut tx, user, Some(now), call.ip, now).await?;
     tx.commit().await?;
-    let user = session::user(call.app, user).await?;
-    Ok(Answer::ok(LoggedIn { csrf_token, user })?.set_cookie(person::set_cookie(&token)))
+    session::logged_in(call, user, csrf_token, &token).await
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Window, own_row, tenant_for};
 use crate::access::audit::{self, Entry};
+use crate::access::person::DESTROY;
 use crate::access::{Filter, covers};
 use crate::args;
 use crate::clock::after;
@@ -118,6 +119,19 @@ pub async fn create_api(call: &Call<'_>) -> Result<Answer, Failure> {
     if !covers(person.role, role) {
         return Err(Code::ForbiddenRole.into());
     }
+    let scopes = match &asked.scopes {
+        Some(scopes) => {
+            if scopes.iter().any(|scope| scope != DESTROY) {
+                return Err(Failure::invalid("scopes", format!("knows only {DESTROY:?}")));
+            }
+            if !scopes.is_empty() {
+                person.require_fresh(now)?;
+            }
+            (!scopes.is_empty()).then_some(DESTROY)
+        }
+        // A token is never more than who makes it is at this moment.
+        None => person.require_fresh(now).is_ok().then_some(DESTROY),
+    };
     let hours = asked.lifetime_hours.unwrap_or(90 * 24);
     let expires_at = lifetime(hours, now)?;
     let token = secret::token("e3_")?;
@@ -126,12 +140,13 @@ pub async fn create_api(call: &Call<'_>) -> Result<Answer, Failure> {
         ("token_hash", secret::hash(&token).into()),
         ("role", role.word().into()),
         ("description", asked.description.clone().into()),
+        ("scopes", scopes.into()),
         ("created_at", now.into()),
         ("expires_at", expires_at.into()),
     ];
     let mut tx = call.app.db.write().await?;
     let id = tx.insert("s3_api_tokens", &columns).await?;
-    let after = json!({ "role": role.word(), "lifetime_hours": hours });
+    let after = json!({ "role": role.word(), "lifetime_hours": hours, "scopes": scopes });
     let entry =
         Entry { action: "api_token.create", entity: "api_token", id: id.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;

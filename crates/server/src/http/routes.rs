@@ -3,8 +3,8 @@
 //! The router, the OpenAPI document and the walk of the tests are made from this one table.
 
 use control_api::{
-    account, agent, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job, nas, progress,
-    protection, repository, restore, run, run_list,
+    account, agent, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job, nas,
+    progress, protection, repository, restore, run, run_list, settings,
 };
 
 use super::openapi::{self, Describe, none, of};
@@ -73,6 +73,8 @@ const fn person(need: Need) -> Access {
 static ENDPOINTS: &[Endpoint] = endpoints! {
     // Agents.
     "agent_enroll.php" POST Anybody, of::<enrolment::Enroll> => of::<enrolment::Enrolled>, agent_api::enrol::enroll;
+    "agent_login.php" POST Anybody, of::<enrolment::AgentLogin> => of::<enrolment::Enrolled>, agent_api::device_code::login;
+    "agent_device_code.php" POST Anybody, of::<enrolment::DeviceCode> => of::<enrolment::BegunDeviceCode>, agent_api::device_code::device_code;
     "agent_rotate_token.php" POST Agent, none => of::<enrolment::RotatedToken>, agent_api::enrol::rotate_token;
     "agent_next_run.php" BOTH Agent, of::<run::NextRun> => of::<run::NextRunAnswer>, agent_api::runs::next_run;
     "agent_update_run.php" POST Agent, of::<progress::UpdateRun> => of::<progress::UpdateRunAnswer>, agent_api::runs::update_run, 4 * MIB;
@@ -105,8 +107,9 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "console_login.php" POST Anybody, of::<account::Login> => of::<account::LoggedIn>, client_api::session::login;
 
     // People and scripts.
-    "console_logout.php" POST person(Need::SignedIn), none => of::<envelope::Done>, client_api::session::logout;
-    "console_session.php" GET person(Need::SignedIn), none => of::<account::CurrentSession>, client_api::session::current;
+    "console_logout.php" POST person(Need::Begun), none => of::<envelope::Done>, client_api::session::logout;
+    "console_mfa.php" POST person(Need::Begun), of::<account::Mfa> => of::<account::MfaAnswer>, client_api::mfa::mfa;
+    "console_session.php" GET person(Need::Begun), none => of::<account::CurrentSession>, client_api::session::current;
     "cloudbackup_list_jobs.php" GET person(Need::View), of::<account::Page> => of::<job::Jobs>, client_api::jobs::list;
     "cloudbackup_get_job.php" GET person(Need::View), of::<job::JobRef> => of::<job::JobAnswer>, client_api::jobs::get;
     "cloudbackup_create_job.php" POST person(Need::Admin), of::<job::JobRequest> => of::<job::JobAnswer>, client_api::jobs::create;
@@ -161,6 +164,13 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "e3backup_tenant_list.php" GET person(Need::View), of::<account::Page> => of::<account::Tenants>, client_api::people::list_tenants;
     "e3backup_tenant_create.php" POST person(Need::Own), of::<account::TenantRequest> => of::<account::TenantAnswer>, client_api::people::create_tenant;
     "e3backup_tenant_update.php" POST person(Need::Own), of::<account::TenantRequest> => of::<account::TenantAnswer>, client_api::people::update_tenant;
+    "e3backup_device_code.php" GET person(Need::Admin), of::<enrolment::DeviceCodeQuery> => of::<enrolment::DeviceAsking>, agent_api::device_code::show;
+    "e3backup_device_confirm.php" POST person(Need::Admin), of::<enrolment::ConfirmDevice> => of::<envelope::Done>, agent_api::device_code::confirm;
+    "cloudbackup_settings.php" BOTH person(Need::Admin), of::<settings::SettingsRequest> => of::<settings::ClientSettings>, client_api::settings::settings;
+    "cloudbackup_approval_list.php" GET person(Need::Admin), of::<approval::ApprovalQuery> => of::<approval::Approvals>, client_api::approvals::list;
+    "cloudbackup_approval_decide.php" POST person(Need::Admin), of::<approval::DecideApproval> => of::<envelope::Done>, client_api::approvals::decide;
+    "cloudbackup_pending_list.php" GET person(Need::View), of::<account::Page> => of::<approval::PendingDeletions>, client_api::approvals::pending;
+    "cloudbackup_pending_undo.php" POST person(Need::Admin), of::<approval::UndoDeletion> => of::<envelope::Done>, client_api::approvals::undo;
     "cloudbackup_audit.php" GET person(Need::Audit), of::<account::AuditQuery> => of::<account::AuditEvents>, client_api::audit::list;
 
     // Engines that this server does not have.
