@@ -172,6 +172,36 @@ wire! {
         pub id: i64,
     }
 
+    /// One of the caller's own API tokens, without its value.
+    pub struct ApiToken {
+        pub id: i64,
+        pub description: Option<String>,
+        pub role: Role,
+        pub scopes: Vec<String>,
+        pub created_at: Time,
+        pub expires_at: Option<Time>,
+        pub last_used_at: Option<Time>,
+        pub revoked_at: Option<Time>,
+    }
+
+    /// Answer of `e3backup_api_token_list.php`.
+    pub struct ApiTokens {
+        pub tokens: Vec<ApiToken>,
+        pub total: i64,
+    }
+
+    /// `e3backup_user_delete.php`: the phrase is the person's mail address.
+    pub struct DeleteUser {
+        pub user_id: i64,
+        pub confirm_phrase: String,
+    }
+
+    /// `e3backup_tenant_delete.php`: the phrase is the tenant's slug.
+    pub struct DeleteTenant {
+        pub tenant_id: i64,
+        pub confirm_phrase: String,
+    }
+
     /// `cloudbackup_audit.php` (6.2).
     pub struct AuditQuery {
         #[serde(default)]
@@ -210,5 +240,92 @@ wire! {
         pub limit: Option<i64>,
         #[serde(default)]
         pub offset: Option<i64>,
+    }
+
+    /// `console_oidc_start.php`.
+    pub struct BeginOidc {
+        /// The provider's slug.
+        pub provider: String,
+    }
+
+    /// Answer of `console_oidc_start.php`: where the browser goes now.
+    pub struct BegunOidc {
+        pub authorization_url: String,
+    }
+
+    /// `console_oidc_finish.php`: the query with which the provider sent the browser back.
+    pub struct FinishOidc {
+        pub code: String,
+        pub state: String,
+        /// RFC 9207.
+        #[serde(default)]
+        pub iss: Option<String>,
+    }
+
+    /// What a group of a provider gives; the first rule that fits decides.
+    pub struct GroupRole {
+        pub group: String,
+        pub role: Role,
+        #[serde(default)]
+        pub tenant_id: Option<i64>,
+    }
+
+    /// `e3backup_oidc_save.php`; with `id` what is missing stays. The secret is write-only.
+    #[derive(Default)]
+    pub struct OidcProviderRequest {
+        #[serde(default)]
+        pub id: Option<i64>,
+        #[serde(default)]
+        pub name: Option<String>,
+        #[serde(default)]
+        pub slug: Option<String>,
+        #[serde(default)]
+        pub issuer: Option<String>,
+        #[serde(default)]
+        pub oidc_client_id: Option<String>,
+        #[serde(default)]
+        pub client_secret: Option<String>,
+        #[serde(default)]
+        pub scopes: Option<String>,
+        #[serde(default)]
+        pub groups_claim: Option<String>,
+        #[serde(default)]
+        pub mapping: Option<Vec<GroupRole>>,
+        /// Whether a login there is a second factor here.
+        #[serde(default)]
+        pub counts_as_mfa: Option<bool>,
+        #[serde(default)]
+        pub is_active: Option<bool>,
+    }
+
+    /// A provider that people of a client sign in at.
+    pub struct OidcProvider {
+        pub id: i64,
+        pub name: String,
+        pub slug: String,
+        pub issuer: String,
+        pub oidc_client_id: String,
+        pub has_client_secret: bool,
+        pub scopes: String,
+        pub groups_claim: String,
+        pub mapping: Vec<GroupRole>,
+        pub counts_as_mfa: bool,
+        pub is_active: bool,
+    }
+
+    /// Answer of the calls on one provider.
+    pub struct OidcProviderAnswer {
+        pub provider: OidcProvider,
+    }
+
+    /// Answer of `e3backup_oidc_list.php`.
+    pub struct OidcProviders {
+        pub providers: Vec<OidcProvider>,
+        pub total: i64,
+    }
+
+    /// Names a provider.
+    pub struct OidcProviderRef {
+        pub provider_id: i64,
     }
 }

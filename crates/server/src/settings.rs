@@ -31,6 +31,8 @@ pub struct Settings {
     pub jitter_secs: i64,
     /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
     pub agent_password_login: bool,
+    /// Whether endpoints that a tenant names may lie in private networks (spec control-api 10.2).
+    pub allow_private_endpoints: bool,
     /// The clock.
     pub clock: Clock,
 }
@@ -69,6 +71,7 @@ impl Settings {
             long_poll: Duration::from_secs(25),
             jitter_secs: 60,
             agent_password_login: false,
+            allow_private_endpoints: false,
             clock: Clock::default(),
         }
     }

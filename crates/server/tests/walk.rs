@@ -48,8 +48,11 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
     let user = server.post(owner, "e3backup_user_create.php", &user).ok();
     server.tick();
     let approval = approval(server, agent.id());
+    let provider = json!({"name": prefix, "slug": prefix, "issuer": "https://id.example.com", "oidc_client_id": "e3"});
+    let provider = server.post(owner, "e3backup_oidc_save.php", &provider).ok()["provider"]["id"].clone();
     let rows = Rows::from([
         ("approval", json!(approval)),
+        ("provider", provider),
         ("job_id", job["job_id"].clone()),
         ("run_id", live["run_id"].clone()),
         ("claim_id", live["claim_id"].clone()),
@@ -92,7 +95,7 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
             "target_agent_id" | "host" => continue,
             "agent_uuid" => continue,
             // A scope's own filter or the place of something new; foreign ones are tried by themselves below.
-            "tenant_id" => continue,
+            "tenant_id" if endpoint.name != "e3backup_tenant_delete.php" => continue,
             "vm_ids" => json!([row("vm_id")]),
             "agent_ids" => json!([row("agent_id")]),
             "backup_point_ids" => json!([row("backup_point_id")]),
@@ -102,10 +105,21 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
                 "cloudbackup_destination_update.php" => row("destination"),
                 "e3backup_user_update.php" => row("user"),
                 "e3backup_tenant_update.php" => row("tenant"),
+                "e3backup_oidc_save.php" => row("provider"),
                 "e3backup_host_group_update.php" => row("host group"),
                 _ => continue,
             },
             "claim_id" => rows.and_then(|rows| rows.get("claim_id").cloned()).unwrap_or(json!("00")),
+            "provider_id" => row("provider"),
+            "oidc_client_id" => continue,
+            "destination_id" => row("destination"),
+            "user_id" => row("user"),
+            "view_id" => json!(NOBODY),
+            "version_label" | "platform" | "signature" => json!("x"),
+            "download_url" => json!("https://updates.example.com/agent"),
+            "sha256" => json!("0".repeat(64)),
+            "size_bytes" => json!(1),
+            "tenant_id" => row("tenant"),
             "approval_id" => row("approval"),
             "approve" => json!(true),
             "user_code" => json!("BBBB-BBBB"),

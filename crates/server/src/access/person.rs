@@ -92,7 +92,7 @@ pub async fn authenticate(app: &App, method: &Method, headers: &HeaderMap) -> Re
     if let Some(token) = bearer(headers) {
         return of_token(app, &token, now).await;
     }
-    let Some(token) = cookie(headers) else { return Err(Code::MissingCredentials.into()) };
+    let Some(token) = cookie(headers, COOKIE) else { return Err(Code::MissingCredentials.into()) };
     let hash = secret::hash(&token);
     let row = session_row(app, hash).await?;
     let last_used = row.time("last_used_at")?;
@@ -214,10 +214,11 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
-fn cookie(headers: &HeaderMap) -> Option<String> {
+/// The cookie of that name.
+pub fn cookie(headers: &HeaderMap, wanted: &str) -> Option<String> {
     let values = headers.get_all("cookie").iter().filter_map(|value| value.to_str().ok());
     let mut pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
+    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned())
 }
 
 /// A call that changes something comes from a page of this server (10.4).

@@ -24,7 +24,7 @@ pub fn step_of(secret: &[u8], code: &str, now: Timestamp, last_used: i64) -> Opt
         let is_right = secret::same(self::code(secret, *step).as_bytes(), code.as_bytes());
         is_right && *step > last_used
     });
-    steps.last()
+    steps.max()
 }
 
 /// The code of a step.

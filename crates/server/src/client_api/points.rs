@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use control_api::catalogue::{
     DeletePoints, DeletedPoints, HoldPoint, Point, PointList, PointListQuery, Points, PointsQuery, PointsVm,
-    VerifyPoint,
+    RunOfPoints, Snapshots, SnapshotsQuery, VerifyPoint,
 };
 use control_api::command::Queued;
 use control_api::hyperv::ChainElement;
+use control_api::words::RunStatus;
 use serde_json::{Map, json};
 
 use super::{Window, own_row, questions, vms};
@@ -137,6 +138,52 @@ pub async fn list(call: &Call<'_>) -> Result<Answer, Failure> {
     let sql = format!("{SELECT} WHERE {} ORDER BY p.created_at DESC, p.id DESC{}", filter.sql, window.sql());
     let restore_points = tx.rows(&sql, &filter.args).await?.iter().map(on_wire).collect::<Result<_, _>>()?;
     Answer::ok(PointList { restore_points, total, limit: window.limit, offset: window.offset })
+}
+
+/// `cloudbackup_hyperv_snapshots.php`: the points of a job or a VM, by the run that made them.
+pub async fn snapshots(call: &Call<'_>) -> Result<Answer, Failure> {
+    let asked: SnapshotsQuery = call.read()?;
+    let window = Window::new(asked.limit, asked.offset)?;
+    let filter = Filter::within(call.scope()?, "p").and_sql("p.deleted_at IS NULL");
+    let filter = match (&asked.job_id, asked.vm_id) {
+        (_, Some(vm)) => filter.and("p.vm_id = ?", vm),
+        (Some(job), None) => {
+            let (condition, value) = crate::jobs::named("j.", job);
+            filter.and(&format!("r.job_id IN (SELECT j.id FROM s3_cloudbackup_jobs j WHERE {condition})"), value)
+        }
+        (None, None) => return Err(Failure::missing("job_id")),
+    };
+    let mut tx = call.app.db.read().await?;
+    let from = "s3_hyperv_backup_points p JOIN s3_cloudbackup_runs r ON r.id = p.run_id";
+    let count = format!("SELECT COUNT(DISTINCT r.id) FROM {from} WHERE {}", filter.sql);
+    let total = tx.count(&count, &filter.args).await?;
+    let sql = format!(
+        "SELECT DISTINCT r.id, r.run_uuid, r.job_id, r.status, r.started_at, r.finished_at FROM {from} WHERE {} \
+         ORDER BY r.id DESC{}",
+        filter.sql,
+        window.sql()
+    );
+    let mut snapshots = Vec::new();
+    for row in tx.rows(&sql, &filter.args).await? {
+        snapshots.push(RunOfPoints {
+            run_id: row.int("id")?,
+            run_uuid: row.text("run_uuid")?,
+            job_id: row.int("job_id")?,
+            status: row.word("status", RunStatus::of_word)?,
+            started_at: row.opt_time("started_at")?.map(time_text),
+            finished_at: row.opt_time("finished_at")?.map(time_text),
+            vms: Vec::new(),
+        });
+    }
+    let filter = filter.and_in("p.run_id", snapshots.iter().map(|run| run.run_id));
+    let sql = format!("{SELECT} WHERE {} ORDER BY p.vm_name, p.id", filter.sql);
+    for row in tx.rows(&sql, &filter.args).await? {
+        let point = on_wire(&row)?;
+        if let Some(run) = snapshots.iter_mut().find(|run| run.run_id == point.run_id) {
+            run.vms.push(point);
+        }
+    }
+    Answer::ok(Snapshots { snapshots, total, limit: window.limit, offset: window.offset })
 }
 
 /// `cloudbackup_point_hold.php`: setting a hold is harmless, releasing one is an administrator's.

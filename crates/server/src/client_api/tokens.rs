@@ -1,9 +1,10 @@
 //! Tokens that people make: for enrolling agents, and for scripts (spec control-api 1.1, 6.2).
 
-use control_api::account::{CreateApiToken, CreatedApiToken, RevokeApiToken};
+use control_api::account::{ApiToken, ApiTokens, CreateApiToken, CreatedApiToken, RevokeApiToken};
 use control_api::enrolment::{
     CreateEnrolmentToken, CreatedEnrolmentToken, EnrolmentToken, EnrolmentTokens, RevokeEnrolmentToken,
 };
+use control_api::words::Role;
 use serde_json::json;
 
 use super::{Window, own_row, tenant_for};
@@ -152,6 +153,30 @@ pub async fn create_api(call: &Call<'_>) -> Result<Answer, Failure> {
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     tx.commit().await?;
     Answer::ok(CreatedApiToken { id, token, expires_at: expires_at.map(time_text) })
+}
+
+/// `e3backup_api_token_list.php`: one's own.
+pub async fn list_api(call: &Call<'_>) -> Result<Answer, Failure> {
+    let page: control_api::account::Page = call.read()?;
+    let window = Window::new(page.limit, page.offset)?;
+    let user = call.person()?.user;
+    let mut tx = call.app.db.read().await?;
+    let total = tx.count("SELECT COUNT(*) FROM s3_api_tokens WHERE user_id = ?", args![user]).await?;
+    let sql = format!("SELECT * FROM s3_api_tokens WHERE user_id = ? ORDER BY id DESC{}", window.sql());
+    let mut tokens = Vec::new();
+    for row in tx.rows(&sql, args![user]).await? {
+        tokens.push(ApiToken {
+            id: row.int("id")?,
+            description: row.opt_text("description")?,
+            role: row.word("role", Role::of_word)?,
+            scopes: row.opt_text("scopes")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            created_at: time_text(row.time("created_at")?),
+            expires_at: row.opt_time("expires_at")?.map(time_text),
+            last_used_at: row.opt_time("last_used_at")?.map(time_text),
+            revoked_at: row.opt_time("revoked_at")?.map(time_text),
+        });
+    }
+    Answer::ok(ApiTokens { tokens, total })
 }
 
 /// `e3backup_api_token_revoke.php`: one's own.
