@@ -1,5 +1,5 @@
 //! The project's own tasks: `cargo xtask test`, `cargo xtask windows`, `cargo xtask demo`, `cargo xtask bench`,
-//! `cargo xtask simulate`.
+//! `cargo xtask simulate`, `cargo xtask package`.
 //!
 //! Each task drives the same programs that a person would type, and shows what they print. Read `test.rs` for
 //! what the test command runs, `peers.rs` for the foreign programs it tests against, `windows.rs` for the same tests
@@ -8,6 +8,7 @@
 mod checks;
 mod debian;
 mod options;
+mod package;
 mod peers;
 mod process;
 mod report;
@@ -69,6 +70,8 @@ enum Task {
     Bench(BenchOptions),
     /// Play many stories of a simulated world, and judge them by the laws of the design.
     Simulate(simulate::Options),
+    /// Build the Debian packages of server and agent.
+    Package(package::Options),
     /// Install the peers only, and say where they are.
     Peers,
 }
@@ -87,6 +90,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Test(options) => test::run(&options),
         Task::Windows(options) => windows::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Simulate(options) => simulate::run(&options),
         #[cfg(feature = "play")]
         Task::Demo(options) => demo::run(&options),

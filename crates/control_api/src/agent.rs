@@ -89,4 +89,34 @@ wire! {
         pub host_groups: Vec<HostGroup>,
         pub total: i64,
     }
+
+    /// `e3backup_agent_request_update.php`: a package that the agent fetches, checks and installs (2.7).
+    pub struct RequestUpdate {
+        pub agent_id: i64,
+        pub version_label: String,
+        pub download_url: String,
+        /// 64 hexadecimal digits.
+        pub sha256: String,
+        pub size_bytes: i64,
+        pub platform: String,
+        /// Detached, in base64: a hash alone is not enough.
+        pub signature: String,
+    }
+
+    /// Names an update.
+    pub struct UpdateRef {
+        pub update_job_id: i64,
+    }
+
+    /// Answer of the calls on one update.
+    pub struct UpdateState {
+        pub update_job_id: i64,
+        pub agent_id: i64,
+        pub version_label: String,
+        /// As the agent told last, and `success` once it has come back with that version (2.12).
+        pub state: String,
+        pub detail: Option<String>,
+        pub created_at: Time,
+        pub updated_at: Time,
+    }
 }

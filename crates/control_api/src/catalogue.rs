@@ -171,6 +171,8 @@ wire! {
         pub backup_point_ids: Vec<i64>,
         /// Number of points, typed by a person.
         pub confirm_phrase: String,
+        #[serde(default)]
+        pub reason: Option<String>,
     }
 
     /// Answer of `cloudbackup_point_delete.php`: it takes effect later and can be undone until then.
@@ -194,5 +196,36 @@ wire! {
         pub enabled: bool,
         #[serde(default)]
         pub reason: Option<String>,
+    }
+
+    /// `cloudbackup_hyperv_snapshots.php`: of a job or a VM.
+    pub struct SnapshotsQuery {
+        #[serde(default)]
+        pub job_id: Option<crate::id::Id>,
+        #[serde(default)]
+        pub vm_id: Option<i64>,
+        #[serde(default)]
+        pub limit: Option<i64>,
+        #[serde(default)]
+        pub offset: Option<i64>,
+    }
+
+    /// A run with the points that it made (6.1).
+    pub struct RunOfPoints {
+        pub run_id: i64,
+        pub run_uuid: String,
+        pub job_id: i64,
+        pub status: crate::words::RunStatus,
+        pub started_at: Option<Time>,
+        pub finished_at: Option<Time>,
+        pub vms: Vec<Point>,
+    }
+
+    /// Answer of `cloudbackup_hyperv_snapshots.php`: runs that have points, newest first.
+    pub struct Snapshots {
+        pub snapshots: Vec<RunOfPoints>,
+        pub total: i64,
+        pub limit: i64,
+        pub offset: i64,
     }
 }

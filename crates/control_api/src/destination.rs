@@ -68,4 +68,37 @@ wire! {
     pub struct DestinationRef {
         pub id: i64,
     }
+
+    /// `cloudbackup_destination_delete.php`: the phrase is the destination's name.
+    pub struct DeleteDestination {
+        pub destination_id: i64,
+        pub confirm_phrase: String,
+        #[serde(default)]
+        pub reason: Option<String>,
+    }
+
+    /// `cloudbackup_destination_test.php`.
+    pub struct TestDestination {
+        pub destination_id: i64,
+    }
+
+    /// Answer of `cloudbackup_destination_test.php`.
+    pub struct TestedDestination {
+        /// Whether backups can be stored there.
+        pub usable: bool,
+        /// What it was seen doing: `works`, `refused` or `wrong`.
+        pub capabilities: Vec<Capability>,
+        /// Clock of the store minus clock of this server; at most 300 either way (0.6).
+        pub clock_ahead_secs: Option<i64>,
+        /// Why nothing could be told.
+        pub problem: Option<String>,
+    }
+
+    /// One thing that a store is tried for.
+    pub struct Capability {
+        pub name: String,
+        pub verdict: String,
+        /// Whether nothing can be stored without it.
+        pub is_essential: bool,
+    }
 }

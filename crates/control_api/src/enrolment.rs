@@ -117,4 +117,86 @@ wire! {
         #[serde(default)]
         pub revoke: bool,
     }
+
+    /// `agent_device_code.php` (1.3): without `device_code` it begins, with it it asks whether somebody confirmed.
+    pub struct DeviceCode {
+        #[serde(default)]
+        pub device_code: Option<String>,
+        #[serde(default)]
+        pub hostname: Option<String>,
+        #[serde(default)]
+        pub device_id: Option<String>,
+        #[serde(default)]
+        pub install_id: Option<String>,
+        #[serde(default)]
+        pub device_name: Option<String>,
+        #[serde(default)]
+        pub agent_version: Option<String>,
+        #[serde(default)]
+        pub agent_os: Option<String>,
+        #[serde(default)]
+        pub agent_arch: Option<String>,
+        #[serde(default)]
+        pub agent_build: Option<String>,
+        #[serde(default)]
+        pub host_role: Option<HostRole>,
+    }
+
+    /// First answer of `agent_device_code.php`; later ones are `pending`, or as [`Enrolled`].
+    pub struct BegunDeviceCode {
+        /// The agent keeps it to itself.
+        pub device_code: String,
+        /// The agent shows it; a person types it into the console.
+        pub user_code: String,
+        pub expires_in_secs: i64,
+        pub poll_secs: i64,
+    }
+
+    /// `e3backup_device_code.php`: what asks under that code.
+    pub struct DeviceCodeQuery {
+        pub user_code: String,
+    }
+
+    /// Answer of `e3backup_device_code.php`.
+    pub struct DeviceAsking {
+        pub hostname: String,
+        pub device_name: Option<String>,
+        pub agent_os: Option<String>,
+        pub agent_version: Option<String>,
+        /// Where it asks from.
+        pub ip: String,
+        pub created_at: Time,
+        pub expires_at: Time,
+    }
+
+    /// `e3backup_device_confirm.php`.
+    pub struct ConfirmDevice {
+        pub user_code: String,
+        pub approve: bool,
+        #[serde(default)]
+        pub tenant_id: Option<i64>,
+    }
+
+    /// `agent_login.php` in its form of one step (1.3); off unless the server is told otherwise.
+    pub struct AgentLogin {
+        pub email: String,
+        pub password: String,
+        pub hostname: String,
+        #[serde(default)]
+        pub device_id: Option<String>,
+        #[serde(default)]
+        pub install_id: Option<String>,
+        #[serde(default)]
+        pub device_name: Option<String>,
+        #[serde(default)]
+        pub agent_version: Option<String>,
+        #[serde(default)]
+        pub agent_os: Option<String>,
+        #[serde(default)]
+        pub agent_arch: Option<String>,
+        #[serde(default)]
+        pub agent_build: Option<String>,
+        #[serde(default)]
+        pub host_role: Option<HostRole>,
+    }
 }

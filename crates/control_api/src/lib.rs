@@ -54,6 +54,7 @@ pub mod words;
 
 pub mod account;
 pub mod agent;
+pub mod approval;
 pub mod catalogue;
 pub mod command;
 pub mod destination;
@@ -69,6 +70,7 @@ pub mod repository;
 pub mod restore;
 pub mod run;
 pub mod run_list;
+pub mod settings;
 
 /// An instant as RFC 3339 in UTC with `Z`, at most milliseconds (0.6).
 pub type Time = String;

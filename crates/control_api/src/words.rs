@@ -70,6 +70,17 @@ words! {
         Owner = "owner", Auditor = "auditor",
     }
 
+    /// What a session's second factor asks for (10.4): nothing, a code, or to be set up.
+    pub enum MfaState { Done = "done", None = "none", Verify = "verify", Enrol = "enrol" }
+
+    /// What `console_mfa.php` does.
+    pub enum MfaAction {
+        Enrol = "enrol", Confirm = "confirm", Verify = "verify", RecoveryCodes = "recovery_codes", Remove = "remove",
+    }
+
+    /// Where an action stands that waits for a second administrator (6.3).
+    pub enum ApprovalStatus { Pending = "pending", Approved = "approved", Refused = "refused", Expired = "expired" }
+
     /// The one protection state of a VM, worst first (console 0.4).
     pub enum Protection {
         AtRisk = "at_risk", Never = "never_backed_up", Cannot = "cannot_be_backed_up", InNoJob = "in_no_job",

@@ -49,6 +49,7 @@ codes! {
     SessionExpired = 401 "session_expired" "The session has ended; sign in again";
     CsrfFailed = 403 "csrf_failed" "The CSRF token or the origin does not match the session";
     ForbiddenRole = 403 "forbidden_role" "This role may not do that";
+    MfaRequired = 403 "mfa_required" "A second factor is needed for this";
     NotClaimed = 403 "operation_not_claimed" "The operation is not claimed by this agent";
     NotFound = 404 "not_found" "Not found";
     RunNotFound = 404 "run_not_found" "Run not found";

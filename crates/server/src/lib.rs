@@ -10,6 +10,7 @@
 //! Not here: backing anything up. Agents do that; what they store lies in the repositories, and rows about it are a cache.
 
 pub mod access;
+pub mod adopt;
 pub mod agent_api;
 pub mod changes;
 pub mod client_api;
@@ -20,6 +21,8 @@ pub mod http;
 pub mod jobs;
 pub mod limits;
 pub mod messages;
+pub mod oidc;
+pub mod policy;
 pub mod protection;
 pub mod retention;
 pub mod runs;
@@ -35,6 +38,7 @@ pub mod vm_status;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -62,6 +66,8 @@ pub struct App {
     pub vault: Vault,
     /// What callers are allowed.
     pub limits: RateLimits,
+    /// What is known of sign-in providers.
+    pub oidc: Arc<oidc::Cache>,
     /// Where it listens.
     pub address: SocketAddr,
     /// `server_key_pins` of an enrolment.
@@ -112,15 +118,19 @@ pub struct Server {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// Opens the database, brought up to date, and the key of the stored secrets.
+pub async fn open_store(data: &Path, database: Option<&str>) -> Result<(Db, Vault)> {
+    fs::create_dir_all(data).with_context(|| format!("make the data folder {}", data.display()))?;
+    let address = match database {
+        Some(address) => address.to_owned(),
+        None => format!("sqlite:{}", data.join("e3-server.sqlite").display()),
+    };
+    Ok((Db::open(&address).await?, Vault::open(&data.join("secrets.key"))?))
+}
+
 /// Starts a server; it serves when this returns.
 pub async fn start(settings: Settings) -> Result<Server> {
-    fs::create_dir_all(&settings.data).with_context(|| format!("make the data folder {}", settings.data.display()))?;
-    let address = match &settings.database {
-        Some(address) => address.clone(),
-        None => format!("sqlite:{}", settings.data.join("e3-server.sqlite").display()),
-    };
-    let db = Db::open(&address).await?;
-    let vault = Vault::open(&settings.data.join("secrets.key"))?;
+    let (db, vault) = open_store(&settings.data, settings.database.as_deref()).await?;
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     let host = settings.public_url.as_ref().and_then(|url| url::Url::parse(url).ok()?.host_str().map(str::to_owned));
     names.extend(host);
@@ -141,6 +151,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
         settings,
         db,
         vault,
+        oidc: Arc::default(),
         address,
         key_pins: identity.key_pin.into_iter().collect(),
     });
@@ -168,7 +179,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
 }
 
 /// A failure of a call, for people at a terminal.
-fn describe(failure: failure::Failure) -> anyhow::Error {
+pub(crate) fn describe(failure: failure::Failure) -> anyhow::Error {
     anyhow::anyhow!("{}: {:?}", failure.message, failure.cause)
 }
 

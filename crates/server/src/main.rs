@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use server::adopt;
 use server::settings::Settings;
 
 /// The control plane of e3: jobs, schedules, agents and what is safe.
@@ -19,6 +21,49 @@ struct Cli {
 enum Command {
     /// Serve until stopped. Works without any setting.
     Serve(Serve),
+    /// What the database knows of repositories
+    #[command(subcommand)]
+    Repo(Repo),
+}
+
+#[derive(Debug, Subcommand)]
+enum Repo {
+    /// Read every point of a repository into the database: after the server was lost, or coming from the command line.
+    ///
+    /// Keys of S3 come from the environment, as for the agent: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Doing it again
+    /// changes only what differs.
+    Adopt(Adopt),
+}
+
+#[derive(Debug, Args)]
+struct Adopt {
+    /// Where the repository lies: a folder, or s3://BUCKET/PREFIX/?endpoint=URL
+    #[arg(value_name = "URL")]
+    url: String,
+
+    /// The server's data folder.
+    #[arg(long, env = "E3_SERVER_DATA", default_value = "e3-server-data", value_name = "FOLDER")]
+    data: PathBuf,
+
+    /// The server's database, where it is not SQLite in the data folder.
+    #[arg(long, env = "E3_SERVER_DATABASE", hide_env_values = true, value_name = "ADDRESS")]
+    database: Option<String>,
+
+    /// File that holds the repository password (or set E3_PASSWORD)
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+
+    /// Into whose catalogue; not needed while there is one client at most.
+    #[arg(long, value_name = "ID")]
+    client: Option<i64>,
+
+    /// Into which of that client's tenants.
+    #[arg(long, value_name = "SLUG")]
+    tenant: Option<String>,
+
+    /// What to call the destination.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -43,36 +88,86 @@ struct Serve {
     )]
     public_url: Option<String>,
 
+    /// Lets agents be enrolled with a person's password; without it by token or code only.
+    #[arg(long)]
+    agent_password_login: bool,
+
+    /// Lets this server try endpoints in private networks for tenants.
+    #[arg(long)]
+    allow_private_endpoints: bool,
+
     /// A proxy in front, whose X-Forwarded-For is believed; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     trusted_proxy: Vec<IpAddr>,
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Serve(options) } = Cli::parse();
+    let Cli { command } = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("E3_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
+        Err(error) => return failed("start the server", &error.into()),
     };
-    match runtime.block_on(serve(options)) {
+    let (what, done) = match command {
+        Command::Serve(options) => ("start the server", runtime.block_on(serve(options))),
+        Command::Repo(Repo::Adopt(options)) => ("adopt the repository", runtime.block_on(adopt(options))),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
+        Err(error) => failed(what, &error),
     }
 }
 
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: start the server");
+fn failed(what: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {what}");
     eprintln!("  why  {error:#}");
     ExitCode::FAILURE
 }
 
+async fn adopt(options: Adopt) -> anyhow::Result<()> {
+    let location = bucket::parse_url(&options.url)?;
+    let location = match location {
+        // The database keeps the place, and knows nothing of this program's folder.
+        bucket::Location::Folder(path) => bucket::Location::Folder(std::path::absolute(&path)?),
+        other => other,
+    };
+    let password = match &options.password_file {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("read the password file {}", path.display()))?
+            .trim_end_matches(['\r', '\n'])
+            .to_owned(),
+        None => std::env::var("E3_PASSWORD").context("no password: give --password-file FILE or set E3_PASSWORD")?,
+    };
+    let (db, vault) = server::open_store(&options.data, options.database.as_deref()).await?;
+    let environment = bucket::S3Environment::from_process();
+    let key = password.clone();
+    let found = tokio::task::spawn_blocking(move || adopt::read(location, environment, &key)).await??;
+    let into = adopt::Into { client: options.client, tenant: options.tenant, name: options.name };
+    let adopted = adopt::adopt(&db, &vault, &found, &password, &into, server::clock::Clock::default().now()).await?;
+    db.close().await;
+    println!("{}: {} points of {} VMs", found.location, adopted.points, adopted.vms);
+    println!("  new          {}", adopted.new_points);
+    println!("  not there    {} rows whose point is gone", adopted.gone);
+    println!("  jobs         one for each of {}; give it an agent and activate it to go on", adopted.hosts.join(", "));
+    for (point, why) in &found.unreadable {
+        println!("  left out     point {point}: {why}");
+    }
+    Ok(())
+}
+
 async fn serve(options: Serve) -> anyhow::Result<()> {
-    let Serve { data, listen, database, public_url, trusted_proxy } = options;
-    let settings = Settings { listen, database, public_url, trusted_proxies: trusted_proxy, ..Settings::new(data) };
+    let settings = Settings {
+        listen: options.listen,
+        database: options.database,
+        public_url: options.public_url,
+        trusted_proxies: options.trusted_proxy,
+        agent_password_login: options.agent_password_login,
+        allow_private_endpoints: options.allow_private_endpoints,
+        ..Settings::new(options.data)
+    };
     let server = server::start(settings).await?;
     println!("e3-server {}", env!("CARGO_PKG_VERSION"));
     println!("  address      {}", server.app.public_url());

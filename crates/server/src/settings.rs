@@ -29,6 +29,10 @@ pub struct Settings {
     pub long_poll: Duration,
     /// Starts of different agents are spread over so many seconds (spec control-api 4.4).
     pub jitter_secs: i64,
+    /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
+    pub agent_password_login: bool,
+    /// Whether endpoints that a tenant names may lie in private networks (spec control-api 10.2).
+    pub allow_private_endpoints: bool,
     /// The clock.
     pub clock: Clock,
 }
@@ -66,6 +70,8 @@ impl Settings {
             tick: Duration::from_secs(1),
             long_poll: Duration::from_secs(25),
             jitter_secs: 60,
+            agent_password_login: false,
+            allow_private_endpoints: false,
             clock: Clock::default(),
         }
     }

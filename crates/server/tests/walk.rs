@@ -47,7 +47,12 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
     let user = json!({"email": email, "password": support::PASSWORD, "role": "viewer", "tenant_id": tenant});
     let user = server.post(owner, "e3backup_user_create.php", &user).ok();
     server.tick();
+    let approval = approval(server, agent.id());
+    let provider = json!({"name": prefix, "slug": prefix, "issuer": "https://id.example.com", "oidc_client_id": "e3"});
+    let provider = server.post(owner, "e3backup_oidc_save.php", &provider).ok()["provider"]["id"].clone();
     let rows = Rows::from([
+        ("approval", json!(approval)),
+        ("provider", provider),
         ("job_id", job["job_id"].clone()),
         ("run_id", live["run_id"].clone()),
         ("claim_id", live["claim_id"].clone()),
@@ -65,6 +70,17 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
     Client { rows, agent }
 }
 
+/// An approval that waits, of the client and tenant of that agent.
+fn approval(server: &TestServer, agent: i64) -> i64 {
+    let sql = format!(
+        "INSERT INTO s3_console_approvals (client_id, tenant_id, endpoint, fields_json, entity_type, entity_id, \
+         requested_by, created_at, expires_at) SELECT client_id, tenant_id, 'cloudbackup_point_delete.php', '{{}}', \
+         'point', '1', 1, created_at, '2999-01-01T00:00:00.000Z' FROM s3_cloudbackup_agents WHERE id = {agent}"
+    );
+    server.change(&sql);
+    server.count("SELECT MAX(id) FROM s3_console_approvals")
+}
+
 /// A body that reaches the query for a row: ids out of `rows` (or one that nobody has), the rest as it has to be.
 fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
     let row = |key: &str| rows.map_or(json!(NOBODY), |rows| rows.get(key).cloned().unwrap_or(json!(NOBODY)));
@@ -79,7 +95,7 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
             "target_agent_id" | "host" => continue,
             "agent_uuid" => continue,
             // A scope's own filter or the place of something new; foreign ones are tried by themselves below.
-            "tenant_id" => continue,
+            "tenant_id" if endpoint.name != "e3backup_tenant_delete.php" => continue,
             "vm_ids" => json!([row("vm_id")]),
             "agent_ids" => json!([row("agent_id")]),
             "backup_point_ids" => json!([row("backup_point_id")]),
@@ -89,10 +105,25 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
                 "cloudbackup_destination_update.php" => row("destination"),
                 "e3backup_user_update.php" => row("user"),
                 "e3backup_tenant_update.php" => row("tenant"),
+                "e3backup_oidc_save.php" => row("provider"),
                 "e3backup_host_group_update.php" => row("host group"),
                 _ => continue,
             },
             "claim_id" => rows.and_then(|rows| rows.get("claim_id").cloned()).unwrap_or(json!("00")),
+            "provider_id" => row("provider"),
+            "oidc_client_id" => continue,
+            "destination_id" => row("destination"),
+            "user_id" => row("user"),
+            "view_id" => json!(NOBODY),
+            "version_label" | "platform" | "signature" => json!("x"),
+            "download_url" => json!("https://updates.example.com/agent"),
+            "sha256" => json!("0".repeat(64)),
+            "size_bytes" => json!(1),
+            "tenant_id" => row("tenant"),
+            "approval_id" => row("approval"),
+            "approve" => json!(true),
+            "user_code" => json!("BBBB-BBBB"),
+            "action" if endpoint.name == "console_mfa.php" => json!("verify"),
             "operation_id" | "session_id" | "mount_id" | "update_job_id" | "base_backup_point_id" => json!(NOBODY),
             "boot_id" | "install_id" | "device_id" | "batch_id" | "manifest_id" | "repository_id" | "checkpoint_id"
             | "reference_point_id" | "rct_ids" | "active_mount_ids" | "since_id" => continue,
@@ -191,6 +222,8 @@ fn nobody_gets_anything_that_is_not_theirs() {
     let neighbour = server.person(&owner, "neighbour@example.com", "owner", Some(second));
     let strange_agent = server.agent(&stranger, "HV-strange", None);
     let sibling = server.agent(&owner, "HV-sibling", None);
+    // What destroys something is refused without a second factor before anything is looked up: these have shown one.
+    server.change("UPDATE s3_console_sessions SET mfa_at = created_at");
     let roles: Vec<(Role, As)> = Role::ALL
         .iter()
         .map(|role| (*role, server.person(&owner, &format!("role-{role}@example.com"), role.word(), None)))
@@ -247,7 +280,9 @@ fn nobody_gets_anything_that_is_not_theirs() {
                             call(who).refused(403, "forbidden_role");
                         }
                     }
-                    if need == Need::SignedIn && !foreign.as_object().is_some_and(|body| body.contains_key("id")) {
+                    if matches!(need, Need::Begun | Need::SignedIn)
+                        && !foreign.as_object().is_some_and(|body| body.contains_key("id"))
+                    {
                         continue;
                     }
                 }

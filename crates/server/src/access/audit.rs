@@ -47,6 +47,14 @@ pub struct Entry<'a> {
     pub after: Option<Json>,
 }
 
+/// Gives the log its beginning, where it has none. False: another instance did it at the same time.
+pub async fn begin(tx: &mut Tx) -> Result<bool, StoreError> {
+    if tx.count("SELECT COUNT(*) FROM s3_audit_head", args![]).await? > 0 {
+        return Ok(true);
+    }
+    tx.insert_new("s3_audit_head", &[("id", Value::Int(1)), ("last_hash", [0_u8; 32].into())]).await
+}
+
 /// Writes an entry in the transaction of the change itself: neither is there without the other.
 pub async fn record(tx: &mut Tx, actor: &Actor, now: Timestamp, entry: Entry<'_>) -> Result<(), Failure> {
     let sql = format!("SELECT last_hash FROM s3_audit_head WHERE id = 1{}", tx.for_update());

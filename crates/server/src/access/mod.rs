@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod audit;
+pub mod gate;
 pub mod password;
 pub mod person;
+pub mod totp;
 
 use control_api::words::Role;
 
@@ -94,6 +96,8 @@ impl Filter {
 /// What a route of the client area needs (6.2, 6.3 and the table of console 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
+    /// A session, be it without the second factor that it still needs.
+    Begun,
     /// To be signed in.
     SignedIn,
     /// Lists, runs, points.
@@ -117,7 +121,7 @@ pub enum Need {
 /// Whether a role may do that.
 pub fn allows(role: Role, need: Need) -> bool {
     match need {
-        Need::SignedIn | Need::Report => true,
+        Need::Begun | Need::SignedIn | Need::Report => true,
         Need::View => role != Role::Auditor,
         Need::Operate => matches!(role, Role::Operator | Role::Admin | Role::Owner),
         Need::Hold => matches!(role, Role::Operator | Role::RestoreOperator | Role::Admin | Role::Owner),
@@ -143,6 +147,7 @@ mod tests {
     #[test]
     fn roles_may_do_what_the_contract_says() {
         for (need, allowed) in [
+            (Need::Begun, [true, true, true, true, true, true]),
             (Need::SignedIn, [true, true, true, true, true, true]),
             (Need::View, [true, true, true, true, true, false]),
             (Need::Report, [true, true, true, true, true, true]),

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, Method};
-use control_api::words::Role;
+use control_api::words::{MfaState, Role};
 use jiff::Timestamp;
+use serde_json::Value as Json;
 
 use super::Scope;
 use super::audit::Actor;
@@ -12,6 +13,7 @@ use crate::App;
 use crate::args;
 use crate::clock::after;
 use crate::failure::{Code, Failure};
+use crate::policy::Policy;
 use crate::secret;
 use crate::store::{Row, Tx};
 
@@ -21,6 +23,10 @@ pub const COOKIE: &str = "__Host-e3_session";
 pub const IDLE_SECS: i64 = 30 * 60;
 /// A session ends after so long in any case.
 pub const ABSOLUTE_SECS: i64 = 12 * 3600;
+/// What destroys something needs a second factor that was shown so long ago at most (6.3).
+pub const FRESH_SECS: i64 = 5 * 60;
+/// The scope of a token that may destroy something.
+pub const DESTROY: &str = "destroy";
 
 /// Somebody who is signed in.
 #[derive(Debug, Clone)]
@@ -35,6 +41,12 @@ pub struct Person {
     pub scope: Scope,
     /// The session, unless it is a token.
     pub session: Option<[u8; 32]>,
+    /// What the second factor still asks for.
+    pub mfa: MfaState,
+    /// Until when they may call what destroys something; a token with that scope always may.
+    pub may_destroy_until: Option<Timestamp>,
+    /// What their client demands.
+    pub policy: Policy,
 }
 
 impl Person {
@@ -49,6 +61,29 @@ impl Person {
             request_id: Some(request_id.to_owned()),
         }
     }
+
+    /// Fails unless a second factor was shown just now (6.3).
+    pub fn require_fresh(&self, now: Timestamp) -> Result<(), Failure> {
+        if self.may_destroy_until.is_some_and(|until| until > now) {
+            return Ok(());
+        }
+        let why = match (self.session, self.mfa) {
+            (None, _) => "This token was made without the scope \"destroy\"",
+            (Some(_), MfaState::Done) => "Show the second factor once more: console_mfa.php with action verify",
+            (Some(_), _) => "Set up a second factor first: console_mfa.php with action enrol",
+        };
+        Err(Failure::with(Code::MfaRequired, why).detail("mfa", "fresh"))
+    }
+}
+
+/// What a session's second factor asks for.
+fn mfa_state(is_enrolled: bool, was_shown: bool, is_required: bool) -> MfaState {
+    match (is_enrolled, was_shown) {
+        (_, true) => MfaState::Done,
+        (true, false) => MfaState::Verify,
+        (false, false) if is_required => MfaState::Enrol,
+        (false, false) => MfaState::None,
+    }
 }
 
 /// The person that these headers prove.
@@ -57,15 +92,9 @@ pub async fn authenticate(app: &App, method: &Method, headers: &HeaderMap) -> Re
     if let Some(token) = bearer(headers) {
         return of_token(app, &token, now).await;
     }
-    let Some(token) = cookie(headers) else { return Err(Code::MissingCredentials.into()) };
+    let Some(token) = cookie(headers, COOKIE) else { return Err(Code::MissingCredentials.into()) };
     let hash = secret::hash(&token);
-    let mut tx = app.db.read().await?;
-    let sql = format!(
-        "SELECT s.csrf_hash, s.last_used_at, s.expires_at, s.revoked_at, {USER} FROM s3_console_sessions s \
-         JOIN s3_console_users u ON u.id = s.user_id {JOINS} WHERE s.token_hash = ?"
-    );
-    let Some(row) = tx.row(&sql, args![hash]).await? else { return Err(Code::SessionExpired.into()) };
-    drop(tx);
+    let row = session_row(app, hash).await?;
     let last_used = row.time("last_used_at")?;
     let has_ended =
         row.opt_time("revoked_at")?.is_some() || row.time("expires_at")? <= now || after(last_used, IDLE_SECS) <= now;
@@ -84,18 +113,52 @@ pub async fn authenticate(app: &App, method: &Method, headers: &HeaderMap) -> Re
         tx.change("UPDATE s3_console_sessions SET last_used_at = ? WHERE token_hash = ?", args![now, hash]).await?;
         tx.commit().await?;
     }
-    person(&row, row.word("role", Role::of_word)?, Some(hash))
+    in_session(&row, hash)
+}
+
+async fn session_row(app: &App, hash: [u8; 32]) -> Result<Row, Failure> {
+    let sql = format!(
+        "SELECT s.csrf_hash, s.last_used_at, s.expires_at, s.revoked_at, s.mfa_at, {USER} FROM s3_console_sessions s \
+         JOIN s3_console_users u ON u.id = s.user_id {JOINS} WHERE s.token_hash = ?"
+    );
+    app.db.read().await?.row(&sql, args![hash]).await?.ok_or_else(|| Code::SessionExpired.into())
+}
+
+/// The person of a session that was begun just now.
+pub async fn of_session(app: &App, token: &str) -> Result<Person, Failure> {
+    let hash = secret::hash(token);
+    in_session(&session_row(app, hash).await?, hash)
+}
+
+fn in_session(row: &Row, hash: [u8; 32]) -> Result<Person, Failure> {
+    let shown = row.opt_time("mfa_at")?;
+    let mut person = person(row, row.word("role", Role::of_word)?, Some(hash))?;
+    let is_required = person.policy.mfa_required_roles.contains(&person.role);
+    person.mfa = mfa_state(row.opt_int("mfa_secret_id")?.is_some(), shown.is_some(), is_required);
+    person.may_destroy_until = shown.map(|shown| after(shown, FRESH_SECS));
+    Ok(person)
+}
+
+/// The person of that account, as they may act now, for what they asked for earlier.
+pub async fn of_account(tx: &mut Tx, user: i64) -> Result<Option<Person>, Failure> {
+    let sql = format!("SELECT {USER} FROM s3_console_users u {JOINS} WHERE u.id = ?");
+    match tx.row(&sql, args![user]).await? {
+        Some(row) if is_active(&row)? => Ok(Some(person(&row, row.word("role", Role::of_word)?, None)?)),
+        _ => Ok(None),
+    }
 }
 
 const USER: &str = "u.id AS user_id, u.email, u.client_id, u.status AS user_status, r.role AS role, r.tenant_id, \
+                    u.mfa_secret_id, g.settings_json AS client_settings, \
                     c.status AS client_status, t.status AS tenant_status";
 const JOINS: &str = "JOIN s3_console_roles r ON r.user_id = u.id JOIN s3_clients c ON c.id = u.client_id \
-                     LEFT JOIN s3_backup_tenants t ON t.id = r.tenant_id";
+                     LEFT JOIN s3_backup_tenants t ON t.id = r.tenant_id \
+                     LEFT JOIN s3_cloudbackup_settings g ON g.client_id = u.client_id";
 
 async fn of_token(app: &App, token: &str, now: Timestamp) -> Result<Person, Failure> {
     let mut tx = app.db.read().await?;
     let sql = format!(
-        "SELECT k.id AS token_id, k.role AS token_role, k.expires_at, k.revoked_at, k.last_used_at, {USER} \
+        "SELECT k.id AS token_id, k.role AS token_role, k.expires_at, k.revoked_at, k.last_used_at, k.scopes, {USER} \
          FROM s3_api_tokens k JOIN s3_console_users u ON u.id = k.user_id {JOINS} WHERE k.token_hash = ?"
     );
     let Some(row) = tx.row(&sql, args![secret::hash(token)]).await? else { return Err(Code::Unauthorized.into()) };
@@ -120,7 +183,9 @@ async fn of_token(app: &App, token: &str, now: Timestamp) -> Result<Person, Fail
     if !super::covers(own, given) {
         return Err(Code::Unauthorized.into());
     }
-    person(&row, given, None)
+    let scopes = row.opt_text("scopes")?.unwrap_or_default();
+    let may_destroy = scopes.split(' ').any(|scope| scope == DESTROY);
+    Ok(Person { may_destroy_until: may_destroy.then_some(Timestamp::MAX), ..person(&row, given, None)? })
 }
 
 fn is_active(row: &Row) -> Result<bool, Failure> {
@@ -137,6 +202,9 @@ fn person(row: &Row, role: Role, session: Option<[u8; 32]>) -> Result<Person, Fa
         role,
         scope: Scope { client: row.int("client_id")?, tenant: row.opt_int("tenant_id")? },
         session,
+        mfa: MfaState::None,
+        may_destroy_until: None,
+        policy: Policy::of(row.opt_json::<Json>("client_settings")?),
     })
 }
 
@@ -146,10 +214,11 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
-fn cookie(headers: &HeaderMap) -> Option<String> {
+/// The cookie of that name.
+pub fn cookie(headers: &HeaderMap, wanted: &str) -> Option<String> {
     let values = headers.get_all("cookie").iter().filter_map(|value| value.to_str().ok());
     let mut pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
+    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned())
 }
 
 /// A call that changes something comes from a page of this server (10.4).
@@ -162,8 +231,15 @@ pub fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Failure> {
     if text("origin") == Some(expected.as_str()) { Ok(()) } else { Err(Code::CsrfFailed.into()) }
 }
 
-/// A new session of that account: its token for the cookie, and its CSRF token.
-pub async fn begin(tx: &mut Tx, user: i64, ip: IpAddr, now: Timestamp) -> Result<(String, String), Failure> {
+/// A new session of that account: its token for the cookie, and its CSRF token. `mfa_at` is when a second factor was
+/// shown for it.
+pub async fn begin(
+    tx: &mut Tx,
+    user: i64,
+    mfa_at: Option<Timestamp>,
+    ip: IpAddr,
+    now: Timestamp,
+) -> Result<(String, String), Failure> {
     let (token, csrf) = (secret::token("ses_")?, secret::token("csrf_")?);
     let columns = [
         ("token_hash", secret::hash(&token).into()),
@@ -172,6 +248,7 @@ pub async fn begin(tx: &mut Tx, user: i64, ip: IpAddr, now: Timestamp) -> Result
         ("created_at", now.into()),
         ("last_used_at", now.into()),
         ("expires_at", after(now, ABSOLUTE_SECS).into()),
+        ("mfa_at", mfa_at.into()),
         ("ip", ip.to_string().into()),
     ];
     tx.insert("s3_console_sessions", &columns).await?;

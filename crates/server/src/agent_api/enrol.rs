@@ -27,15 +27,40 @@ pub async fn enroll(call: &Call<'_>) -> Result<Answer, Failure> {
     check(&asked)?;
     let mut tx = call.app.db.write().await?;
     let token = spend(&mut tx, &asked.token, now).await?;
-    let (client, tenant) = (token.int("client_id")?, token.opt_int("tenant_id")?);
+    let place =
+        Place { client: token.int("client_id")?, tenant: token.opt_int("tenant_id")?, token: Some(token.int("id")?) };
+    let enrolled = enrol(&mut tx, call, &place, &asked, now).await?;
+    tx.commit().await?;
+    Answer::ok(enrolled)
+}
 
+/// Where an agent is enrolled, and with which token.
+#[derive(Debug)]
+pub struct Place {
+    /// The client.
+    pub client: i64,
+    /// One of its tenants.
+    pub tenant: Option<i64>,
+    /// The enrolment token, where one was spent.
+    pub token: Option<i64>,
+}
+
+/// Makes the agent's row, or renews that of the same device; its old token ends here.
+pub async fn enrol(
+    tx: &mut Tx,
+    call: &Call<'_>,
+    place: &Place,
+    asked: &Enroll,
+    now: Timestamp,
+) -> Result<Enrolled, Failure> {
+    let Place { client, tenant, token } = *place;
     let agent_token = secret::token("agt_")?;
     let mut columns: Vec<(&str, Value)> = vec![
         ("token_hash", secret::hash(&agent_token).into()),
         ("prev_token_hash", Value::Null),
         ("prev_token_valid_until", Value::Null),
         ("token_rotated_at", now.into()),
-        ("enrollment_token_id", token.int("id")?.into()),
+        ("enrollment_token_id", token.into()),
         ("hostname", asked.hostname.clone().into()),
         ("install_id", asked.install_id.clone().into()),
         ("agent_type", agent_type(asked.host_role).into()),
@@ -53,7 +78,7 @@ pub async fn enroll(call: &Call<'_>) -> Result<Answer, Failure> {
         columns.push((name, value.clone().into()));
     }
     let known = match &asked.device_id {
-        Some(device) => known(&mut tx, client, tenant, device).await?,
+        Some(device) => known(tx, client, tenant, device).await?,
         None => None,
     };
     let (id, uuid) = match known {
@@ -80,9 +105,8 @@ pub async fn enroll(call: &Call<'_>) -> Result<Answer, Failure> {
     let actor = Actor { client: Some(client), tenant, kind: "agent", id: Some(id), ..call.actor() };
     let after = json!({ "hostname": asked.hostname, "device_id": asked.device_id });
     let entry = Entry { action: "agent.enrol", entity: "agent", id: id.to_string(), before: None, after: Some(after) };
-    audit::record(&mut tx, &actor, now, entry).await?;
-    tx.commit().await?;
-    Answer::ok(Enrolled {
+    audit::record(tx, &actor, now, entry).await?;
+    Ok(Enrolled {
         message: format!("Agent {id} is enrolled"),
         agent_id: id,
         agent_uuid: uuid,
@@ -94,7 +118,8 @@ pub async fn enroll(call: &Call<'_>) -> Result<Answer, Failure> {
     })
 }
 
-fn check(asked: &Enroll) -> Result<(), Failure> {
+/// Lengths, and that there is a name.
+pub fn check(asked: &Enroll) -> Result<(), Failure> {
     if asked.hostname.trim().is_empty() {
         return Err(Failure::missing("hostname"));
     }

@@ -40,7 +40,7 @@ pub async fn claim(app: &App, agent: &Agent, now: Timestamp) -> Result<Option<Re
     for row in tx.rows(&sql, &filter.args).await? {
         let repository = row.int("repo_id")?;
         let token = secret::token("op_")?;
-        if !lock(&mut tx, repository, agent.id, &token, now).await? {
+        if !lock(&mut tx, repository, Some(agent.id), &token, now).await? {
             continue;
         }
         let columns = [
@@ -82,7 +82,13 @@ pub async fn claim(app: &App, agent: &Agent, now: Timestamp) -> Result<Option<Re
 }
 
 /// Takes the lease of a repository, or one that is over.
-async fn lock(tx: &mut Tx, repository: i64, agent: i64, token: &str, now: Timestamp) -> Result<bool, Failure> {
+pub async fn lock(
+    tx: &mut Tx,
+    repository: i64,
+    agent: Option<i64>,
+    token: &str,
+    now: Timestamp,
+) -> Result<bool, Failure> {
     let columns = [
         ("lock_token", token.into()),
         ("claimed_by_agent_id", agent.into()),

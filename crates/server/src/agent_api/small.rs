@@ -51,12 +51,6 @@ pub async fn fetch_jobs(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::ok(json!({ "jobs": jobs }))
 }
 
-/// `agent_update_progress.php`: this server has started no update of an agent, so it knows none.
-pub async fn update_progress(call: &Call<'_>) -> Result<Answer, Failure> {
-    let _: control_api::agent::UpdateProgress = call.read()?;
-    Err(Code::NotFound.into())
-}
-
 /// Routes whose engines this server does not have.
 pub async fn not_available(_call: &Call<'_>) -> Result<Answer, Failure> {
     Err(Code::EngineNotAvailable.into())

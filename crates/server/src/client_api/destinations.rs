@@ -68,6 +68,11 @@ fn taken() -> Failure {
     Failure::validation(&[("prefix".into(), "another destination lies there, above it or below it".into())])
 }
 
+/// What a place is found by.
+pub fn place_hash(kind: &str, endpoint: &str, bucket: &str, prefix: &str) -> [u8; 32] {
+    secret::hash(&format!("{kind}\n{endpoint}\n{bucket}\n{prefix}"))
+}
+
 /// Where a destination lies.
 struct Place {
     kind: &'static str,
@@ -128,7 +133,7 @@ impl Place {
     }
 
     fn hash(&self) -> [u8; 32] {
-        secret::hash(&format!("{}\n{}\n{}\n{}", self.kind, self.endpoint, self.bucket, self.prefix))
+        place_hash(self.kind, &self.endpoint, &self.bucket, &self.prefix)
     }
 
     /// No destination of anybody lies in the same place, above it or below it: two repositories would be one (4.7).
@@ -137,7 +142,7 @@ impl Place {
         if self.kind == "local" {
             return Ok(());
         }
-        let sql = "SELECT prefix FROM s3_cloudbackup_destinations WHERE endpoint = ? AND bucket = ?";
+        let sql = "SELECT prefix FROM s3_cloudbackup_destinations WHERE endpoint = ? AND bucket = ? AND is_active = 1";
         for row in tx.rows(sql, args![&self.endpoint, &self.bucket]).await? {
             let other = row.text("prefix")?;
             if other.starts_with(&self.prefix) || self.prefix.starts_with(&other) {

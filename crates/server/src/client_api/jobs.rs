@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Window, agents, tenant_for};
 use crate::access::audit::{self, Entry};
+use crate::access::gate::{self, Deed};
 use crate::access::{Filter, Need, Scope, allows};
 use crate::args;
 use crate::changes;
@@ -209,8 +210,12 @@ pub async fn update(call: &Call<'_>) -> Result<Answer, Failure> {
             return Err(Failure::validation(&[("dest_bucket_id".into(), why.into())]));
         }
     }
-    if !allows(person.role, Need::Admin) && is_shorter(before.retention_json.as_ref(), asked.retention_json.as_ref()) {
-        return Err(Failure::with(Code::ForbiddenRole, "This role may not shorten retention"));
+    let is_shorter = is_shorter(before.retention_json.as_ref(), asked.retention_json.as_ref());
+    if is_shorter {
+        if !allows(person.role, Need::Admin) {
+            return Err(Failure::with(Code::ForbiddenRole, "This role may not shorten retention"));
+        }
+        person.require_fresh(now)?;
     }
     let plan = Plan::parse(&schedule, &zone).map_err(|why| Failure::validation(&[why]))?;
     let status = asked.status.unwrap_or(before.status);
@@ -258,7 +263,14 @@ pub async fn update(call: &Call<'_>) -> Result<Answer, Failure> {
         tx.change(epoch, args![agent]).await?;
     }
     changes::touch(&mut tx, person.scope.client, before.tenant_id, "jobs", now).await?;
-    tx.commit().await?;
+    if is_shorter {
+        let deed = Deed { entity: "job", id: before.job_id.to_string(), tenant: before.tenant_id, reason: None };
+        if let Some(waits) = gate::finish(tx, call, deed).await? {
+            return Ok(waits);
+        }
+    } else {
+        tx.commit().await?;
+    }
     Answer::ok(JobAnswer { job })
 }
 

@@ -1,17 +1,25 @@
 //! What a client's people and scripts call (spec control-api 6): every query begins with the caller's scope.
 
+pub mod agent_updates;
 pub mod agents;
+pub mod approvals;
 pub mod audit;
 pub mod dashboard;
+pub mod destination_care;
 pub mod destinations;
 pub mod groups;
 pub mod jobs;
+pub mod mfa;
+pub mod oidc;
 pub mod people;
 pub mod points;
+pub mod preflight;
 pub mod questions;
 pub mod restore;
 pub mod runs;
+pub mod search;
 pub mod session;
+pub mod settings;
 pub mod setup;
 pub mod tokens;
 pub mod vms;

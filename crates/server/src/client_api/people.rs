@@ -1,11 +1,14 @@
 //! People and tenants of a client (spec control-api 6.2, 6.3).
 
-use control_api::account::{Page, Tenant, TenantAnswer, TenantRequest, Tenants, UserAnswer, UserRequest, Users};
+use control_api::account::{
+    DeleteTenant, DeleteUser, Page, Tenant, TenantAnswer, TenantRequest, Tenants, UserAnswer, UserRequest, Users,
+};
 use control_api::words::Role;
 use serde_json::json;
 
-use super::{Window, session, tenant_for};
+use super::{Window, mfa, session, tenant_for};
 use crate::access::audit::{self, Entry};
+use crate::access::gate::{self, Deed};
 use crate::access::{Filter, password};
 use crate::args;
 use crate::failure::{Code, Failure};
@@ -55,7 +58,7 @@ pub async fn create_user(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::ok(UserAnswer { user: session::user(call.app, user).await? })
 }
 
-/// `e3backup_user_update.php`: another role, password or status ends the sessions of that account.
+/// `e3backup_user_update.php`: another role, password, status or second factor ends the sessions of that account.
 pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
     let (person, now) = (call.person()?, call.app.clock.now());
     let asked: UserRequest = call.read()?;
@@ -88,6 +91,10 @@ pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
             return Err(Failure::validation(&[("role".into(), "a client keeps one owner".into())]));
         }
     }
+    if asked.reset_mfa {
+        person.require_fresh(now)?;
+        mfa::remove(&mut tx, id).await?;
+    }
     let mut columns: Vec<(&str, Value)> = Vec::new();
     if let Some(hash) = hash {
         columns.push(("password_hash", hash.into()));
@@ -109,12 +116,77 @@ pub async fn update_user(call: &Call<'_>) -> Result<Answer, Failure> {
         id: id.to_string(),
         before: Some(json!({ "role": before.role.word(), "status": before.status })),
         after: Some(
-            json!({ "role": asked.role.map(Role::word), "status": asked.status, "password": asked.password.is_some() }),
+            json!({ "role": asked.role.map(Role::word), "status": asked.status, "password": asked.password.is_some(), "reset_mfa": asked.reset_mfa }),
         ),
     };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     tx.commit().await?;
     Answer::ok(UserAnswer { user: session::user(call.app, id).await? })
+}
+
+/// `e3backup_user_delete.php`: the account cannot sign in any more; what it did keeps its name in the audit log.
+pub async fn delete_user(call: &Call<'_>) -> Result<Answer, Failure> {
+    let (person, now) = (call.person()?, call.app.clock.now());
+    let asked: DeleteUser = call.read()?;
+    person.require_fresh(now)?;
+    let id = asked.user_id;
+    let mut tx = call.app.db.write().await?;
+    let filter = Filter::within(person.scope, "u").and_sql("u.status <> 'deleted'").and("u.id = ?", id);
+    let sql = format!("SELECT u.* FROM s3_console_users u WHERE {}{}", filter.sql, tx.for_update());
+    let row = tx.row(&sql, &filter.args).await?.ok_or(Code::NotFound)?;
+    let email = row.text("email")?;
+    if asked.confirm_phrase != email {
+        return Err(Failure::validation(&[("confirm_phrase".into(), "is the person's mail address".into())]));
+    }
+    if id == person.user {
+        return Err(Failure::validation(&[("user_id".into(), "nobody deletes themselves".into())]));
+    }
+    mfa::remove(&mut tx, id).await?;
+    // The address is free for another account, the row stays for what refers to it.
+    let columns = [("status", "deleted".into()), ("email", format!("deleted-{id}").into())];
+    tx.update("s3_console_users", &columns, "id = ?", args![id]).await?;
+    for table in ["s3_console_sessions", "s3_api_tokens"] {
+        let end = format!("UPDATE {table} SET revoked_at = ? WHERE user_id = ? AND revoked_at IS NULL");
+        tx.change(&end, args![now, id]).await?;
+    }
+    tx.change("DELETE FROM s3_console_identities WHERE user_id = ?", args![id]).await?;
+    let before = Some(json!({ "email": email }));
+    let entry = Entry { action: "user.delete", entity: "user", id: id.to_string(), before, after: None };
+    audit::record(&mut tx, &call.actor(), now, entry).await?;
+    tx.commit().await?;
+    Answer::done()
+}
+
+/// `e3backup_tenant_delete.php`: its people and agents are shut out, its jobs pause; its points stay (4.5).
+pub async fn delete_tenant(call: &Call<'_>) -> Result<Answer, Failure> {
+    let (person, now) = (call.person()?, call.app.clock.now());
+    let asked: DeleteTenant = call.read()?;
+    person.require_fresh(now)?;
+    let id = asked.tenant_id;
+    let mut tx = call.app.db.write().await?;
+    let filter = tenants_within(call)?.and("t.id = ?", id);
+    let sql = format!("SELECT t.* FROM s3_backup_tenants t WHERE {}{}", filter.sql, tx.for_update());
+    let row = tx.row(&sql, &filter.args).await?.ok_or(Code::NotFound)?;
+    if person.scope.tenant.is_some() {
+        return Err(Code::ForbiddenRole.into());
+    }
+    let slug = row.text("slug")?;
+    if asked.confirm_phrase != slug {
+        return Err(Failure::validation(&[("confirm_phrase".into(), "is the tenant's slug".into())]));
+    }
+    let columns = [("status", "deleted".into()), ("slug", format!("deleted-{id}").into()), ("updated_at", now.into())];
+    tx.update("s3_backup_tenants", &columns, "id = ?", args![id]).await?;
+    let pause = "UPDATE s3_cloudbackup_jobs SET status = 'paused', pause_reason = 'tenant_deleted', next_run_at = NULL, \
+                 version = version + 1, updated_at = ? WHERE tenant_id = ? AND status = 'active'";
+    tx.change(pause, args![now, id]).await?;
+    let before = Some(json!({ "name": row.text("name")?, "slug": slug }));
+    let entry = Entry { action: "tenant.delete", entity: "tenant", id: id.to_string(), before, after: None };
+    audit::record(&mut tx, &call.actor(), now, entry).await?;
+    let deed = Deed { entity: "tenant", id: id.to_string(), tenant: Some(id), reason: None };
+    match gate::finish(tx, call, deed).await? {
+        Some(waits) => Ok(waits),
+        None => Answer::done(),
+    }
 }
 
 fn tenant_on_wire(row: &Row) -> Result<Tenant, Failure> {

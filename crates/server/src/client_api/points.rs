@@ -1,15 +1,19 @@
 //! Restore points in the client area (spec control-api 5.3, 6.1, 6.2).
 
+use std::collections::BTreeSet;
+
 use control_api::catalogue::{
     DeletePoints, DeletedPoints, HoldPoint, Point, PointList, PointListQuery, Points, PointsQuery, PointsVm,
-    VerifyPoint,
+    RunOfPoints, Snapshots, SnapshotsQuery, VerifyPoint,
 };
 use control_api::command::Queued;
 use control_api::hyperv::ChainElement;
+use control_api::words::RunStatus;
 use serde_json::{Map, json};
 
 use super::{Window, own_row, questions, vms};
 use crate::access::audit::{self, Entry};
+use crate::access::gate::{self, Deed};
 use crate::access::{Filter, Need};
 use crate::args;
 use crate::clock::after;
@@ -17,9 +21,6 @@ use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::protection;
 use crate::store::{Row, Value, time_text};
-
-/// What is deleted goes after so long, and can be kept until then (6.3).
-const DELETE_DELAY_SECS: i64 = 24 * 3600;
 
 const SELECT: &str = "SELECT p.*, r.started_at AS run_started_at, r.finished_at AS run_finished_at, \
     (SELECT COUNT(*) FROM s3_hyperv_backup_point_disks d WHERE d.backup_point_id = p.id) AS disks \
@@ -139,6 +140,52 @@ pub async fn list(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::ok(PointList { restore_points, total, limit: window.limit, offset: window.offset })
 }
 
+/// `cloudbackup_hyperv_snapshots.php`: the points of a job or a VM, by the run that made them.
+pub async fn snapshots(call: &Call<'_>) -> Result<Answer, Failure> {
+    let asked: SnapshotsQuery = call.read()?;
+    let window = Window::new(asked.limit, asked.offset)?;
+    let filter = Filter::within(call.scope()?, "p").and_sql("p.deleted_at IS NULL");
+    let filter = match (&asked.job_id, asked.vm_id) {
+        (_, Some(vm)) => filter.and("p.vm_id = ?", vm),
+        (Some(job), None) => {
+            let (condition, value) = crate::jobs::named("j.", job);
+            filter.and(&format!("r.job_id IN (SELECT j.id FROM s3_cloudbackup_jobs j WHERE {condition})"), value)
+        }
+        (None, None) => return Err(Failure::missing("job_id")),
+    };
+    let mut tx = call.app.db.read().await?;
+    let from = "s3_hyperv_backup_points p JOIN s3_cloudbackup_runs r ON r.id = p.run_id";
+    let count = format!("SELECT COUNT(DISTINCT r.id) FROM {from} WHERE {}", filter.sql);
+    let total = tx.count(&count, &filter.args).await?;
+    let sql = format!(
+        "SELECT DISTINCT r.id, r.run_uuid, r.job_id, r.status, r.started_at, r.finished_at FROM {from} WHERE {} \
+         ORDER BY r.id DESC{}",
+        filter.sql,
+        window.sql()
+    );
+    let mut snapshots = Vec::new();
+    for row in tx.rows(&sql, &filter.args).await? {
+        snapshots.push(RunOfPoints {
+            run_id: row.int("id")?,
+            run_uuid: row.text("run_uuid")?,
+            job_id: row.int("job_id")?,
+            status: row.word("status", RunStatus::of_word)?,
+            started_at: row.opt_time("started_at")?.map(time_text),
+            finished_at: row.opt_time("finished_at")?.map(time_text),
+            vms: Vec::new(),
+        });
+    }
+    let filter = filter.and_in("p.run_id", snapshots.iter().map(|run| run.run_id));
+    let sql = format!("{SELECT} WHERE {} ORDER BY p.vm_name, p.id", filter.sql);
+    for row in tx.rows(&sql, &filter.args).await? {
+        let point = on_wire(&row)?;
+        if let Some(run) = snapshots.iter_mut().find(|run| run.run_id == point.run_id) {
+            run.vms.push(point);
+        }
+    }
+    Answer::ok(Snapshots { snapshots, total, limit: window.limit, offset: window.offset })
+}
+
 /// `cloudbackup_point_hold.php`: setting a hold is harmless, releasing one is an administrator's.
 pub async fn hold(call: &Call<'_>) -> Result<Answer, Failure> {
     let (person, now) = (call.person()?, call.app.clock.now());
@@ -173,7 +220,7 @@ pub async fn hold(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::done()
 }
 
-/// `cloudbackup_point_delete.php`: takes effect a day later, and can be undone by a hold until then.
+/// `cloudbackup_point_delete.php`: takes effect after the client's delay, and can be undone or held until then.
 pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
     let (person, now) = (call.person()?, call.app.clock.now());
     let asked: DeletePoints = call.read()?;
@@ -183,8 +230,10 @@ pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
     if asked.confirm_phrase != asked.backup_point_ids.len().to_string() {
         return Err(Failure::validation(&[("confirm_phrase".into(), "is the number of points".into())]));
     }
-    let takes_effect_at = after(now, DELETE_DELAY_SECS);
+    person.require_fresh(now)?;
+    let takes_effect_at = after(now, person.policy.delete_delay_hours.clamp(0, 720) * 3600);
     let mut tx = call.app.db.write().await?;
+    let mut tenants = BTreeSet::new();
     for id in &asked.backup_point_ids {
         let point = own_row(&mut tx, person.scope, "s3_hyperv_backup_points", *id, Code::PointNotFound).await?;
         if point.opt_time("deleted_at")?.is_some() {
@@ -200,14 +249,20 @@ pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
         if tx.count(sessions, args![*id]).await? > 0 {
             return Err(Code::SessionActive.into());
         }
+        tenants.insert(point.opt_int("tenant_id")?);
         let columns = [("delete_state", "pending".into()), ("delete_after", takes_effect_at.into())];
         tx.update("s3_hyperv_backup_points", &columns, "id = ?", args![*id]).await?;
     }
     let after = json!({ "points": asked.backup_point_ids, "takes_effect_at": time_text(takes_effect_at) });
     let id = asked.backup_point_ids.first().map(ToString::to_string).unwrap_or_default();
-    let entry = Entry { action: "point.delete", entity: "point", id, before: None, after: Some(after) };
+    let entry = Entry { action: "point.delete", entity: "point", id: id.clone(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
-    tx.commit().await?;
+    // Points of one tenant can be judged by its own people.
+    let tenant = if tenants.len() == 1 { tenants.into_iter().next().flatten() } else { None };
+    let deed = Deed { entity: "point", id, tenant, reason: asked.reason.clone() };
+    if let Some(waits) = gate::finish(tx, call, deed).await? {
+        return Ok(waits);
+    }
     Answer::ok(DeletedPoints { pending: asked.backup_point_ids, takes_effect_at: time_text(takes_effect_at) })
 }
 

@@ -133,7 +133,7 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
 }
 
 /// The agent that restores: named, or the host of that name, or the job's own. Another tenant's is not found.
-async fn target(tx: &mut Tx, call: &Call<'_>, asked: &StartRestore, job: &Row) -> Result<i64, Failure> {
+pub(super) async fn target(tx: &mut Tx, call: &Call<'_>, asked: &StartRestore, job: &Row) -> Result<i64, Failure> {
     let scope = call.scope()?;
     let tenant = job.opt_int("tenant_id")?;
     let row = if let Some(id) = asked.target_agent_id {

@@ -22,17 +22,38 @@ pub async fn login(call: &Call<'_>) -> Result<Answer, Failure> {
     let now = call.app.clock.now();
     let asked: Login = call.read()?;
     person::check_origin(call.app, &call.headers)?;
-    let email = asked.email.trim().to_lowercase();
+    let row = prove(call, &asked.email, asked.password, now).await?;
+    let user = row.int("id")?;
+    let mut tx = call.app.db.write().await?;
+    let columns = [("failed_logins", 0_i64.into()), ("locked_until", Value::Null), ("last_login_at", now.into())];
+    tx.update("s3_console_users", &columns, "id = ?", args![user]).await?;
+    let (token, csrf_token) = person::begin(&mut tx, user, None, call.ip, now).await?;
+    let actor = Actor {
+        client: Some(row.int("client_id")?),
+        tenant: row.opt_int("tenant_id")?,
+        kind: "user",
+        id: Some(user),
+        ..call.actor()
+    };
+    let entry = Entry { action: "login", entity: "user", id: user.to_string(), before: None, after: None };
+    audit::record(&mut tx, &actor, now, entry).await?;
+    tx.commit().await?;
+    logged_in(call, user, csrf_token, &token).await
+}
+
+/// The account of that address, if this is its password and it may enter; each failure is counted.
+pub async fn prove(call: &Call<'_>, email: &str, password: String, now: Timestamp) -> Result<Row, Failure> {
+    let email = email.trim().to_lowercase();
     let (by_address, by_account) = (format!("address {}", call.ip), format!("account {email}"));
     for key in [&by_address, &by_account] {
         call.app.limits.logins.check(key, now).map_err(Failure::limited)?;
     }
-    let sql = "SELECT u.*, c.status AS client_status, t.status AS tenant_status FROM s3_console_users u \
-               JOIN s3_clients c ON c.id = u.client_id LEFT JOIN s3_backup_tenants t ON t.id = u.tenant_id \
+    let sql = "SELECT u.*, r.role, c.status AS client_status, t.status AS tenant_status FROM s3_console_users u \
+               JOIN s3_console_roles r ON r.user_id = u.id JOIN s3_clients c ON c.id = u.client_id LEFT JOIN s3_backup_tenants t ON t.id = u.tenant_id \
                WHERE u.email = ?";
     let row = call.app.db.read().await?.row(sql, args![&email]).await?;
     let hash = row.as_ref().map(|row| row.text("password_hash")).transpose()?;
-    let is_right = password::matches(asked.password, hash).await?;
+    let is_right = password::matches(password, hash).await?;
     let row = row.filter(|_| is_right);
     let may_enter = match &row {
         Some(row) => {
@@ -49,27 +70,18 @@ pub async fn login(call: &Call<'_>) -> Result<Answer, Failure> {
         call.app.limits.logins.count(by_account, now);
         return fail(call, &email, now).await;
     };
-    let user = row.int("id")?;
-    let mut tx = call.app.db.write().await?;
-    let columns = [("failed_logins", 0_i64.into()), ("locked_until", Value::Null), ("last_login_at", now.into())];
-    tx.update("s3_console_users", &columns, "id = ?", args![user]).await?;
-    let (token, csrf_token) = person::begin(&mut tx, user, call.ip, now).await?;
-    let actor = Actor {
-        client: Some(row.int("client_id")?),
-        tenant: row.opt_int("tenant_id")?,
-        kind: "user",
-        id: Some(user),
-        ..call.actor()
-    };
-    let entry = Entry { action: "login", entity: "user", id: user.to_string(), before: None, after: None };
-    audit::record(&mut tx, &actor, now, entry).await?;
-    tx.commit().await?;
     call.app.limits.logins.clear(&by_account);
-    let user = self::user(call.app, user).await?;
-    Ok(Answer::ok(LoggedIn { csrf_token, user })?.set_cookie(person::set_cookie(&token)))
+    Ok(row)
 }
 
-async fn fail(call: &Call<'_>, email: &str, now: Timestamp) -> Result<Answer, Failure> {
+/// The answer to a login, with what the second factor asks for.
+pub async fn logged_in(call: &Call<'_>, user: i64, csrf_token: String, token: &str) -> Result<Answer, Failure> {
+    let user = self::user(call.app, user).await?;
+    let mfa = person::of_session(call.app, token).await?.mfa;
+    Ok(Answer::ok(LoggedIn { csrf_token, user, mfa })?.set_cookie(person::set_cookie(token)))
+}
+
+async fn fail(call: &Call<'_>, email: &str, now: Timestamp) -> Result<Row, Failure> {
     let mut tx = call.app.db.write().await?;
     if let Some(row) = tx.row("SELECT * FROM s3_console_users WHERE email = ?", args![email]).await? {
         let failed = row.int("failed_logins")? + 1;
@@ -107,7 +119,8 @@ pub async fn logout(call: &Call<'_>) -> Result<Answer, Failure> {
 pub async fn current(call: &Call<'_>) -> Result<Answer, Failure> {
     let person = call.person()?;
     let user = User { role: person.role, ..user(call.app, person.user).await? };
-    Answer::ok(CurrentSession { user })
+    let until = person.may_destroy_until.filter(|until| person.session.is_some() && *until > call.app.clock.now());
+    Answer::ok(CurrentSession { user, mfa: person.mfa, mfa_fresh_until: until.map(time_text) })
 }
 
 /// An account, as answers show it.
@@ -127,6 +140,7 @@ pub fn on_wire(row: &Row) -> Result<User, Failure> {
         tenant_id: row.opt_int("tenant_id")?,
         status: row.text("status")?,
         last_login_at: row.opt_time("last_login_at")?.map(time_text),
+        mfa_enrolled: row.opt_int("mfa_secret_id")?.is_some(),
     })
 }
 

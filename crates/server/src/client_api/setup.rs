@@ -1,6 +1,6 @@
 //! The first account: made through a link that a server without accounts prints once.
 
-use control_api::account::{LoggedIn, Setup};
+use control_api::account::Setup;
 use control_api::words::Role;
 use serde_json::json;
 
@@ -22,10 +22,7 @@ const LINK_SECS: i64 = 24 * 3600;
 pub async fn offer(app: &App) -> Result<Option<String>, Failure> {
     let now = app.clock.now();
     let mut tx = app.db.write().await?;
-    let beginning = [("id", Value::Int(1)), ("last_hash", [0_u8; 32].into())];
-    if tx.count("SELECT COUNT(*) FROM s3_audit_head", args![]).await? == 0
-        && !tx.insert_new("s3_audit_head", &beginning).await?
-    {
+    if !audit::begin(&mut tx).await? {
         // Another instance was first; what this transaction would see is not certain any more.
         tx = app.db.write().await?;
     }
@@ -69,20 +66,30 @@ pub async fn setup(call: &Call<'_>) -> Result<Answer, Failure> {
         return Err(Code::Unauthorized.into());
     }
     tx.change("UPDATE s3_setup_tokens SET used_at = ? WHERE used_at IS NULL", args![now]).await?;
-    let columns = [
+    let mut columns: Vec<(&str, Value)> = vec![
         ("name", asked.name.clone().into()),
         ("timezone", asked.timezone.clone().into()),
-        ("created_at", now.into()),
         ("updated_at", now.into()),
     ];
-    let client = tx.insert("s3_clients", &columns).await?;
+    // A client without people has adopted repositories: this is its first account.
+    let client = match tx.row("SELECT id FROM s3_clients ORDER BY id LIMIT 1", args![]).await? {
+        Some(row) => {
+            let client = row.int("id")?;
+            tx.update("s3_clients", &columns, "id = ?", args![client]).await?;
+            client
+        }
+        None => {
+            columns.push(("created_at", now.into()));
+            tx.insert("s3_clients", &columns).await?
+        }
+    };
     let user = session::insert_user(&mut tx, client, None, &email, &hash, Role::Owner, now).await?;
     let actor = Actor { client: Some(client), kind: "user", id: Some(user), ..call.actor() };
     let after = json!({ "client": asked.name, "email": email });
     let entry = Entry { action: "setup", entity: "client", id: client.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &actor, now, entry).await?;
-    let (token, csrf_token) = person::begin(&mut tx, user, call.ip, now).await?;
+    // Who has the link has the server's terminal: for this one session that is the second factor.
+    let (token, csrf_token) = person::begin(&mut tx, user, Some(now), call.ip, now).await?;
     tx.commit().await?;
-    let user = session::user(call.app, user).await?;
-    Ok(Answer::ok(LoggedIn { csrf_token, user })?.set_cookie(person::set_cookie(&token)))
+    session::logged_in(call, user, csrf_token, &token).await
 }

@@ -1,13 +1,15 @@
 //! Tokens that people make: for enrolling agents, and for scripts (spec control-api 1.1, 6.2).
 
-use control_api::account::{CreateApiToken, CreatedApiToken, RevokeApiToken};
+use control_api::account::{ApiToken, ApiTokens, CreateApiToken, CreatedApiToken, RevokeApiToken};
 use control_api::enrolment::{
     CreateEnrolmentToken, CreatedEnrolmentToken, EnrolmentToken, EnrolmentTokens, RevokeEnrolmentToken,
 };
+use control_api::words::Role;
 use serde_json::json;
 
 use super::{Window, own_row, tenant_for};
 use crate::access::audit::{self, Entry};
+use crate::access::person::DESTROY;
 use crate::access::{Filter, covers};
 use crate::args;
 use crate::clock::after;
@@ -118,6 +120,19 @@ pub async fn create_api(call: &Call<'_>) -> Result<Answer, Failure> {
     if !covers(person.role, role) {
         return Err(Code::ForbiddenRole.into());
     }
+    let scopes = match &asked.scopes {
+        Some(scopes) => {
+            if scopes.iter().any(|scope| scope != DESTROY) {
+                return Err(Failure::invalid("scopes", format!("knows only {DESTROY:?}")));
+            }
+            if !scopes.is_empty() {
+                person.require_fresh(now)?;
+            }
+            (!scopes.is_empty()).then_some(DESTROY)
+        }
+        // A token is never more than who makes it is at this moment.
+        None => person.require_fresh(now).is_ok().then_some(DESTROY),
+    };
     let hours = asked.lifetime_hours.unwrap_or(90 * 24);
     let expires_at = lifetime(hours, now)?;
     let token = secret::token("e3_")?;
@@ -126,17 +141,42 @@ pub async fn create_api(call: &Call<'_>) -> Result<Answer, Failure> {
         ("token_hash", secret::hash(&token).into()),
         ("role", role.word().into()),
         ("description", asked.description.clone().into()),
+        ("scopes", scopes.into()),
         ("created_at", now.into()),
         ("expires_at", expires_at.into()),
     ];
     let mut tx = call.app.db.write().await?;
     let id = tx.insert("s3_api_tokens", &columns).await?;
-    let after = json!({ "role": role.word(), "lifetime_hours": hours });
+    let after = json!({ "role": role.word(), "lifetime_hours": hours, "scopes": scopes });
     let entry =
         Entry { action: "api_token.create", entity: "api_token", id: id.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     tx.commit().await?;
     Answer::ok(CreatedApiToken { id, token, expires_at: expires_at.map(time_text) })
+}
+
+/// `e3backup_api_token_list.php`: one's own.
+pub async fn list_api(call: &Call<'_>) -> Result<Answer, Failure> {
+    let page: control_api::account::Page = call.read()?;
+    let window = Window::new(page.limit, page.offset)?;
+    let user = call.person()?.user;
+    let mut tx = call.app.db.read().await?;
+    let total = tx.count("SELECT COUNT(*) FROM s3_api_tokens WHERE user_id = ?", args![user]).await?;
+    let sql = format!("SELECT * FROM s3_api_tokens WHERE user_id = ? ORDER BY id DESC{}", window.sql());
+    let mut tokens = Vec::new();
+    for row in tx.rows(&sql, args![user]).await? {
+        tokens.push(ApiToken {
+            id: row.int("id")?,
+            description: row.opt_text("description")?,
+            role: row.word("role", Role::of_word)?,
+            scopes: row.opt_text("scopes")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            created_at: time_text(row.time("created_at")?),
+            expires_at: row.opt_time("expires_at")?.map(time_text),
+            last_used_at: row.opt_time("last_used_at")?.map(time_text),
+            revoked_at: row.opt_time("revoked_at")?.map(time_text),
+        });
+    }
+    Answer::ok(ApiTokens { tokens, total })
 }
 
 /// `e3backup_api_token_revoke.php`: one's own.

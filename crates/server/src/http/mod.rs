@@ -18,6 +18,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use axum::routing::any;
+use control_api::words::MfaState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -26,6 +27,7 @@ use tracing::{debug, error, info};
 use crate::App;
 use crate::access::agent::Agent;
 use crate::access::audit::Actor;
+use crate::access::gate::Consent;
 use crate::access::person::Person;
 use crate::access::{Need, Scope, allows};
 use crate::failure::{Code, Failure};
@@ -43,6 +45,8 @@ pub struct Peer(pub SocketAddr);
 pub struct Call<'a> {
     /// The server.
     pub app: &'a App,
+    /// Which endpoint.
+    pub endpoint: &'static str,
     /// Who calls.
     pub caller: Caller,
     /// What they sent: query and body.
@@ -57,6 +61,8 @@ pub struct Call<'a> {
     pub headers: HeaderMap,
     /// Whether it may change anything.
     pub method: Method,
+    /// A second person's, for what destroys something.
+    pub consent: Option<Consent>,
 }
 
 /// Who calls.
@@ -247,6 +253,9 @@ async fn answer(
             if !allows(person.role, need) {
                 return Err(Code::ForbiddenRole.into());
             }
+            if need != Need::Begun && matches!(person.mfa, MfaState::Verify | MfaState::Enrol) {
+                return Err(Failure::new(Code::MfaRequired).detail("mfa", person.mfa.word()));
+            }
             Caller::Person(person)
         }
     };
@@ -267,6 +276,7 @@ async fn answer(
     let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let call = Call {
         app,
+        endpoint: endpoint.name,
         caller,
         fields,
         ip,
@@ -274,6 +284,7 @@ async fn answer(
         idempotency_key: key.filter(|key| !key.is_empty()),
         headers,
         method,
+        consent: None,
     };
     // A handler changes nothing but the database, in one transaction: after a deadlock the whole is done again.
     let mut tries = 0;

@@ -3,8 +3,8 @@
 //! The router, the OpenAPI document and the walk of the tests are made from this one table.
 
 use control_api::{
-    account, agent, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job, nas, progress,
-    protection, repository, restore, run, run_list,
+    account, agent, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job, nas,
+    progress, protection, repository, restore, run, run_list, settings,
 };
 
 use super::openapi::{self, Describe, none, of};
@@ -73,6 +73,8 @@ const fn person(need: Need) -> Access {
 static ENDPOINTS: &[Endpoint] = endpoints! {
     // Agents.
     "agent_enroll.php" POST Anybody, of::<enrolment::Enroll> => of::<enrolment::Enrolled>, agent_api::enrol::enroll;
+    "agent_login.php" POST Anybody, of::<enrolment::AgentLogin> => of::<enrolment::Enrolled>, agent_api::device_code::login;
+    "agent_device_code.php" POST Anybody, of::<enrolment::DeviceCode> => of::<enrolment::BegunDeviceCode>, agent_api::device_code::device_code;
     "agent_rotate_token.php" POST Agent, none => of::<enrolment::RotatedToken>, agent_api::enrol::rotate_token;
     "agent_next_run.php" BOTH Agent, of::<run::NextRun> => of::<run::NextRunAnswer>, agent_api::runs::next_run;
     "agent_update_run.php" POST Agent, of::<progress::UpdateRun> => of::<progress::UpdateRunAnswer>, agent_api::runs::update_run, 4 * MIB;
@@ -89,7 +91,7 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "agent_start_run.php" POST Agent, of::<run::AgentStartRun> => none, agent_api::runs::start_run;
     "agent_poll_repo_operations.php" GET Agent, of::<repository::PollRepoOperations> => of::<repository::PollRepoOperationsAnswer>, agent_api::repositories::poll;
     "agent_complete_repo_operation.php" POST Agent, of::<repository::CompleteRepoOperation> => of::<envelope::Done>, agent_api::repositories::complete;
-    "agent_update_progress.php" POST Agent, of::<agent::UpdateProgress> => of::<envelope::Done>, small::update_progress;
+    "agent_update_progress.php" POST Agent, of::<agent::UpdateProgress> => of::<envelope::Done>, client_api::agent_updates::progress;
     "agent_hyperv_discover.php" POST Agent, of::<hyperv::Discover> => of::<hyperv::DiscoverAnswer>, agent_api::discover::discover, 4 * MIB;
     "agent_hyperv_update_checkpoint.php" POST Agent, of::<progress::UpdateCheckpoint> => of::<progress::UpdateCheckpointAnswer>, agent_api::runs::update_checkpoint, 4 * MIB;
     "agent_hyperv_get_restore_info.php" GET Agent, of::<hyperv::RestoreInfoQuery> => of::<hyperv::RestoreInfo>, agent_api::restore_info::get;
@@ -103,15 +105,18 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "openapi.json" GET Anybody, none => none, openapi::get;
     "console_setup.php" POST Anybody, of::<account::Setup> => of::<account::LoggedIn>, client_api::setup::setup;
     "console_login.php" POST Anybody, of::<account::Login> => of::<account::LoggedIn>, client_api::session::login;
+    "console_oidc_start.php" POST Anybody, of::<account::BeginOidc> => of::<account::BegunOidc>, client_api::oidc::start;
+    "console_oidc_finish.php" POST Anybody, of::<account::FinishOidc> => of::<account::LoggedIn>, client_api::oidc::finish;
 
     // People and scripts.
-    "console_logout.php" POST person(Need::SignedIn), none => of::<envelope::Done>, client_api::session::logout;
-    "console_session.php" GET person(Need::SignedIn), none => of::<account::CurrentSession>, client_api::session::current;
+    "console_logout.php" POST person(Need::Begun), none => of::<envelope::Done>, client_api::session::logout;
+    "console_mfa.php" POST person(Need::Begun), of::<account::Mfa> => of::<account::MfaAnswer>, client_api::mfa::mfa;
+    "console_session.php" GET person(Need::Begun), none => of::<account::CurrentSession>, client_api::session::current;
     "cloudbackup_list_jobs.php" GET person(Need::View), of::<account::Page> => of::<job::Jobs>, client_api::jobs::list;
     "cloudbackup_get_job.php" GET person(Need::View), of::<job::JobRef> => of::<job::JobAnswer>, client_api::jobs::get;
-    "cloudbackup_create_job.php" POST person(Need::Admin), of::<job::JobRequest> => of::<job::JobAnswer>, client_api::jobs::create;
+    "cloudbackup_create_job.php" POST person(Need::Operate), of::<job::JobRequest> => of::<job::JobAnswer>, client_api::jobs::create;
     "cloudbackup_update_job.php" POST person(Need::Operate), of::<job::JobRequest> => of::<job::JobAnswer>, client_api::jobs::update;
-    "cloudbackup_delete_job.php" POST person(Need::Admin), of::<job::DeleteJob> => of::<envelope::Done>, client_api::jobs::delete;
+    "cloudbackup_delete_job.php" POST person(Need::Operate), of::<job::DeleteJob> => of::<envelope::Done>, client_api::jobs::delete;
     "cloudbackup_validate_job.php" POST person(Need::Operate), of::<job::JobRequest> => of::<job::ValidatedJob>, client_api::jobs::validate;
     "cloudbackup_start_run.php" POST person(Need::Operate), of::<run_list::StartRun> => of::<run_list::StartedRun>, client_api::runs::start;
     "cloudbackup_cancel_run.php" POST person(Need::Operate), of::<run_list::CancelRun> => of::<run_list::CancelledRun>, client_api::runs::cancel;
@@ -161,6 +166,29 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "e3backup_tenant_list.php" GET person(Need::View), of::<account::Page> => of::<account::Tenants>, client_api::people::list_tenants;
     "e3backup_tenant_create.php" POST person(Need::Own), of::<account::TenantRequest> => of::<account::TenantAnswer>, client_api::people::create_tenant;
     "e3backup_tenant_update.php" POST person(Need::Own), of::<account::TenantRequest> => of::<account::TenantAnswer>, client_api::people::update_tenant;
+    "cloudbackup_hyperv_snapshots.php" GET person(Need::View), of::<catalogue::SnapshotsQuery> => of::<catalogue::Snapshots>, client_api::points::snapshots;
+    "cloudbackup_restore_preflight.php" POST person(Need::Restore), of::<restore::StartRestore> => of::<command::Queued>, client_api::preflight::preflight;
+    "cloudbackup_destination_delete.php" POST person(Need::Admin), of::<destination::DeleteDestination> => of::<envelope::Done>, client_api::destination_care::delete;
+    "cloudbackup_destination_test.php" POST person(Need::Admin), of::<destination::TestDestination> => of::<destination::TestedDestination>, client_api::destination_care::test;
+    "e3backup_agent_request_update.php" POST person(Need::Admin), of::<agent::RequestUpdate> => of::<agent::UpdateState>, client_api::agent_updates::request;
+    "e3backup_agent_update_status.php" GET person(Need::Admin), of::<agent::UpdateRef> => of::<agent::UpdateState>, client_api::agent_updates::status;
+    "e3backup_user_delete.php" POST person(Need::Own), of::<account::DeleteUser> => of::<envelope::Done>, client_api::people::delete_user;
+    "e3backup_tenant_delete.php" POST person(Need::Own), of::<account::DeleteTenant> => of::<envelope::Done>, client_api::people::delete_tenant;
+    "e3backup_api_token_list.php" GET person(Need::SignedIn), of::<account::Page> => of::<account::ApiTokens>, client_api::tokens::list_api;
+    "e3backup_oidc_list.php" GET person(Need::Own), of::<account::Page> => of::<account::OidcProviders>, client_api::oidc::list;
+    "e3backup_oidc_save.php" POST person(Need::Own), of::<account::OidcProviderRequest> => of::<account::OidcProviderAnswer>, client_api::oidc::save;
+    "e3backup_oidc_delete.php" POST person(Need::Own), of::<account::OidcProviderRef> => of::<envelope::Done>, client_api::oidc::delete;
+    "cloudbackup_search.php" GET person(Need::View), of::<settings::SearchQuery> => of::<settings::Hits>, client_api::search::search;
+    "cloudbackup_view_list.php" GET person(Need::View), none => of::<settings::SavedViews>, client_api::search::views;
+    "cloudbackup_view_save.php" POST person(Need::View), of::<settings::SaveView> => of::<envelope::Done>, client_api::search::save_view;
+    "cloudbackup_view_delete.php" POST person(Need::View), of::<settings::ViewRef> => of::<envelope::Done>, client_api::search::delete_view;
+    "e3backup_device_code.php" GET person(Need::Admin), of::<enrolment::DeviceCodeQuery> => of::<enrolment::DeviceAsking>, agent_api::device_code::show;
+    "e3backup_device_confirm.php" POST person(Need::Admin), of::<enrolment::ConfirmDevice> => of::<envelope::Done>, agent_api::device_code::confirm;
+    "cloudbackup_settings.php" BOTH person(Need::Admin), of::<settings::SettingsRequest> => of::<settings::ClientSettings>, client_api::settings::settings;
+    "cloudbackup_approval_list.php" GET person(Need::Admin), of::<approval::ApprovalQuery> => of::<approval::Approvals>, client_api::approvals::list;
+    "cloudbackup_approval_decide.php" POST person(Need::Admin), of::<approval::DecideApproval> => of::<envelope::Done>, client_api::approvals::decide;
+    "cloudbackup_pending_list.php" GET person(Need::View), of::<account::Page> => of::<approval::PendingDeletions>, client_api::approvals::pending;
+    "cloudbackup_pending_undo.php" POST person(Need::Admin), of::<approval::UndoDeletion> => of::<envelope::Done>, client_api::approvals::undo;
     "cloudbackup_audit.php" GET person(Need::Audit), of::<account::AuditQuery> => of::<account::AuditEvents>, client_api::audit::list;
 
     // Engines that this server does not have.
@@ -173,6 +201,13 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "cloudbackup_browse_vm_disk.php" POST person(Need::Restore), none => none, small::not_available;
     "cloudbackup_restore_vm_files.php" POST person(Need::Restore), none => none, small::not_available;
     "cloudbackup_download.php" GET person(Need::Restore), none => none, small::not_available;
+    "cloudbackup_files_search.php" GET person(Need::Restore), none => none, small::not_available;
+    "cloudbackup_file_versions.php" GET person(Need::Restore), none => none, small::not_available;
+    "cloudbackup_file_preview.php" GET person(Need::Restore), none => none, small::not_available;
+    "cloudbackup_recovery_kit.php" POST person(Need::Admin), none => none, small::not_available;
+    "cloudbackup_proof_list.php" GET person(Need::Report), none => none, small::not_available;
+    "cloudbackup_create_bucket.php" POST person(Need::Admin), none => none, small::not_available;
+    "bucket_list.php" GET person(Need::Admin), none => none, small::not_available;
     "cloudnas_list_mounts.php" GET person(Need::Operate), none => none, small::not_available;
     "cloudnas_create_mount.php" POST person(Need::Operate), of::<nas::CreateMount> => none, small::not_available;
     "cloudnas_mount.php" POST person(Need::Operate), none => none, small::not_available;

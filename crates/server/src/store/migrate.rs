@@ -13,16 +13,21 @@ struct Migration {
     name: &'static str,
     /// What its checksum is made of: a step that changed after it was applied is refused.
     source: &'static str,
-    statements: fn(Dialect) -> Vec<String>,
 }
 
-fn migrations() -> [Migration; 1] {
-    [Migration { version: 1, name: "all tables", source: schema::text(), statements: all_tables }]
+impl Migration {
+    /// What makes this step's tables.
+    fn statements(&self, dialect: Dialect) -> Vec<String> {
+        let all = schema::tables();
+        schema::tables_of(self.source).iter().flat_map(|table| table.statements(dialect, &all)).collect()
+    }
 }
 
-fn all_tables(dialect: Dialect) -> Vec<String> {
-    let tables = schema::tables();
-    tables.iter().flat_map(|table| table.statements(dialect, &tables)).collect()
+fn migrations() -> [Migration; 2] {
+    [
+        Migration { version: 1, name: "all tables", source: schema::STEPS[0] },
+        Migration { version: 2, name: "accounts", source: schema::STEPS[1] },
+    ]
 }
 
 /// Applies what is missing.
@@ -81,7 +86,7 @@ async fn apply(tx: &mut Tx) -> Result<(), StoreError> {
             ("checksum", checksum(migration).into()),
         ];
         tx.insert("schema_migrations", &columns).await?;
-        for statement in (migration.statements)(tx.dialect()) {
+        for statement in migration.statements(tx.dialect()) {
             tx.change(&statement, args![]).await?;
         }
         let at = super::time_text(Timestamp::now());

@@ -54,18 +54,21 @@ struct Key<'a> {
     only_where: Option<&'a str>,
 }
 
-/// The schema as it is written down.
-pub fn text() -> &'static str {
-    include_str!("schema.txt")
-}
+/// The schema as it is written down, a text for each step that made tables.
+pub const STEPS: [&str; 2] = [include_str!("schema.txt"), include_str!("schema_accounts.txt")];
 
-/// The tables, in an order in which they can be made.
+/// Every table, in an order in which they can be made.
 ///
 /// # Panics
-/// When `schema.txt`, which is part of the program, is not well formed.
+/// When a text of [`STEPS`], which are part of the program, is not well formed.
 pub fn tables() -> Vec<Table<'static>> {
+    STEPS.into_iter().flat_map(tables_of).collect()
+}
+
+/// The tables of one step.
+pub(super) fn tables_of(text: &'static str) -> Vec<Table<'static>> {
     let mut tables: Vec<Table> = Vec::new();
-    for line in text().lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Some(name) = line.strip_prefix("table ") {
             tables.push(Table { name, columns: Vec::new(), keys: Vec::new() });
             continue;
@@ -154,6 +157,7 @@ fn words_of(name: &str) -> Vec<&'static str> {
         "BackupType" => words::BackupType::WORDS,
         "Consistency" => words::Consistency::WORDS,
         "CommandStatus" => words::CommandStatus::WORDS,
+        "ApprovalStatus" => words::ApprovalStatus::WORDS,
         "RepoOperationType" => words::RepoOperationType::WORDS,
         "Role" => words::Role::WORDS,
         "Protection" => words::Protection::WORDS,

@@ -202,8 +202,15 @@ impl TestServer {
         self.call(who, "POST", name, body)
     }
 
-    /// The owner of a new client, signed in.
+    /// The owner of a new client, signed in; its people need no second factor.
     pub fn set_up(&self) -> As {
+        let owner = self.set_up_strictly();
+        self.post(&owner, "cloudbackup_settings.php", &json!({"mfa_required_roles": []})).ok();
+        owner
+    }
+
+    /// The owner of a new client as it is without any setting.
+    pub fn set_up_strictly(&self) -> As {
         let token = self.setup_token.as_ref().expect("a set-up link");
         let asked = json!({"token": token, "email": "Owner@example.com", "password": PASSWORD, "name": "First"});
         self.session(self.post(&As::Nobody, "console_setup.php", &asked))
@@ -250,6 +257,10 @@ impl TestServer {
             let mut tx = app.db.write().await.expect("write");
             let columns = [("name", "Other".into()), ("created_at", now.into()), ("updated_at", now.into())];
             let client = tx.insert("s3_clients", &columns).await.expect("client");
+            let settings = json!({"mfa_required_roles": []});
+            let columns =
+                [("client_id", client.into()), ("settings_json", settings.into()), ("updated_at", now.into())];
+            tx.insert("s3_cloudbackup_settings", &columns).await.expect("settings");
             let role = control_api::words::Role::Owner;
             let made = server::client_api::session::insert_user(&mut tx, client, None, &email_text, &hash, role, now);
             made.await.expect("user");
