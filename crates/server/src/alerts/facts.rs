@@ -212,7 +212,7 @@ async fn mismatches(tx: &mut Tx, client: i64, now: Timestamp) -> Result<Vec<Mism
     }
     for ((job, name), mismatch) in &mut last {
         let sql = "SELECT id, vm_guid FROM s3_hyperv_vms WHERE job_id = ? AND vm_name = ? ORDER BY id DESC";
-        let Some(vm) = tx.row(sql, args![*job, &*name]).await? else { continue };
+        let Some(vm) = tx.row(sql, args![*job, name]).await? else { continue };
         mismatch.vm = vm.opt_text("vm_guid")?.unwrap_or_else(|| name.clone());
         let sql = format!(
             "SELECT MAX(p.run_id) FROM s3_hyperv_backup_points p WHERE p.vm_id = ? AND p.run_id > ? AND {RESTORABLE}"
