@@ -41,9 +41,10 @@ const KOPIA: &str = "E3_TEST_KOPIA";
 const WEED: &str = "E3_TEST_WEED";
 const OIDC: &str = "E3_TEST_OIDC";
 const SCHEMATHESIS: &str = "E3_TEST_SCHEMATHESIS";
+const SMTP: &str = "E3_TEST_AIOSMTPD";
 
 /// Environment variables that name peers to the tests.
-pub const VARIABLES: [&str; 5] = [QEMU_IMG, KOPIA, WEED, OIDC, SCHEMATHESIS];
+pub const VARIABLES: [&str; 6] = [QEMU_IMG, KOPIA, WEED, OIDC, SCHEMATHESIS, SMTP];
 
 /// Whether missing peers are installed, or only found where they already are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +91,9 @@ impl Peers {
         let folder = workspace.target.join("peers");
         let kopia = given_by(Some(KOPIA)).map_or_else(|| build_kopia(workspace, &folder, install), Ok);
         peers.record("kopia", Some(KOPIA), kopia);
-        for (name, variable, place) in [("weed", WEED, "s3"), ("schemathesis", SCHEMATHESIS, "schemathesis")] {
+        for (name, variable, place) in
+            [("weed", WEED, "s3"), ("schemathesis", SCHEMATHESIS, "schemathesis"), ("aiosmtpd", SMTP, "smtp")]
+        {
             let program = given_by(Some(variable));
             let program = program.map_or_else(|| install_python(workspace, &folder, place, name, install), Ok);
             peers.record(name, Some(variable), program);

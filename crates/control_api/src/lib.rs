@@ -54,6 +54,7 @@ pub mod words;
 
 pub mod account;
 pub mod agent;
+pub mod alert;
 pub mod approval;
 pub mod catalogue;
 pub mod command;
@@ -66,6 +67,7 @@ pub mod job;
 pub mod nas;
 pub mod progress;
 pub mod protection;
+pub mod report;
 pub mod repository;
 pub mod restore;
 pub mod run;

@@ -95,6 +95,20 @@ words! {
     /// What a verification found (5.7).
     pub enum VerifyStatus { Ok = "ok", Damaged = "damaged", Failed = "failed" }
 
+    /// What an alert is about (console 3.14).
+    pub enum AlertKind {
+        NoGoodPoint = "no_good_point", RunFailed = "run_failed", RunPartlyFailed = "run_partly_failed",
+        AgentSilent = "agent_silent", CheckpointOld = "checkpoint_old", TrackingAuditFailed = "tracking_audit_failed",
+        RepositoryGrowth = "repository_growth", PointDamaged = "point_damaged",
+        AuditChainBroken = "audit_chain_broken",
+    }
+
+    /// Where an alert stands (console 3.14).
+    pub enum AlertState { Open = "open", Acknowledged = "acknowledged", Resolved = "resolved" }
+
+    /// How an alert reaches somebody (console 3.14).
+    pub enum AlertChannel { Mail = "mail", Webhook = "webhook" }
+
     /// How long a schedule's plain words reach (4.4).
     pub enum ScheduleType {
         Manual = "manual", Hourly = "hourly", Daily = "daily", Weekly = "weekly", Cron = "cron",

@@ -23,10 +23,17 @@ pub async fn touch(tx: &mut Tx, client: i64, tenant: Option<i64>, topic: &str, n
     Ok(())
 }
 
-/// Forgets old changes.
+/// Forgets old changes; the newest one stays, so that a page that heard of nothing for long is not told to read again.
 pub async fn prune(app: &App, now: Timestamp) -> Result<(), Failure> {
     let before = now.saturating_sub(SignedDuration::from_secs(KEPT_SECS)).unwrap_or(now);
+    let mut tx = app.db.read().await?;
+    let old = tx.count("SELECT MAX(id) FROM console_changes WHERE created_at < ?", args![before]).await?;
+    let newest = tx.count("SELECT MAX(id) FROM console_changes", args![]).await?;
+    drop(tx);
+    if old.min(newest - 1) <= 0 {
+        return Ok(());
+    }
     let mut tx = app.db.write().await?;
-    tx.change("DELETE FROM console_changes WHERE created_at < ?", args![before]).await?;
+    tx.change("DELETE FROM console_changes WHERE created_at < ? AND id < ?", args![before, newest]).await?;
     Ok(tx.commit().await?)
 }

@@ -39,7 +39,7 @@ pub async fn tick(app: &App, now: Timestamp) -> Result<(), Failure> {
 }
 
 /// Whether this instance is the one to do that work now; the next turn is after so many seconds.
-async fn take_turn(app: &App, name: &str, seconds: i64, now: Timestamp) -> Result<bool, Failure> {
+pub async fn take_turn(app: &App, name: &str, seconds: i64, now: Timestamp) -> Result<bool, Failure> {
     let due = "SELECT COUNT(*) FROM server_leases WHERE name = ? AND until > ?";
     if app.db.read().await?.count(due, args![name, now]).await? > 0 {
         return Ok(false);

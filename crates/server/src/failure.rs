@@ -56,6 +56,7 @@ codes! {
     CommandNotFound = 404 "command_not_found" "Command not found";
     PointNotFound = 404 "point_not_found" "Restore point not found";
     SessionNotFound = 404 "session_not_found" "Session not found";
+    BodyTimeout = 408 "timeout" "The body did not come in time";
     MethodNotAllowed = 405 "method_not_allowed" "This method is not allowed here";
     AlreadyRunning = 409 "ALREADY_RUNNING" "A run of this job is in progress";
     StaleClaim = 409 "stale_claim" "The run was claimed again since";
@@ -73,6 +74,7 @@ codes! {
     RateLimited = 429 "rate_limited" "Too many requests";
     ChunksCapReached = 429 "chunks_cap_reached" "This run has as many log chunks as it may have";
     ServerError = 500 "server_error" "The server failed; its log names the request";
+    Maintenance = 503 "maintenance" "The server cannot work at the moment";
 }
 
 /// Why a call failed.

@@ -12,6 +12,7 @@
 pub mod access;
 pub mod adopt;
 pub mod agent_api;
+pub mod alerts;
 pub mod changes;
 pub mod client_api;
 pub mod clock;
@@ -20,10 +21,14 @@ pub mod failure;
 pub mod http;
 pub mod jobs;
 pub mod limits;
+pub mod live;
 pub mod messages;
+pub mod metrics;
 pub mod oidc;
 pub mod policy;
 pub mod protection;
+pub mod pruning;
+pub mod report;
 pub mod retention;
 pub mod runs;
 pub mod schedule;
@@ -68,6 +73,8 @@ pub struct App {
     pub limits: RateLimits,
     /// What is known of sign-in providers.
     pub oidc: Arc<oidc::Cache>,
+    /// What pages that are open listen to.
+    pub live: live::Hub,
     /// Where it listens.
     pub address: SocketAddr,
     /// `server_key_pins` of an enrolment.
@@ -148,6 +155,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
             enrolments: Attempts::new(rates.enrolments_per_minute),
             logins: Attempts::new(rates.failed_logins),
         },
+        live: live::Hub::default(),
         settings,
         db,
         vault,
@@ -166,7 +174,9 @@ pub async fn start(settings: Settings) -> Result<Server> {
             error!("serving ended: {failed}");
         }
     });
-    let work = tokio::spawn(scheduler::run(app.clone(), stopped));
+    let work = tokio::spawn(scheduler::run(app.clone(), stopped.clone()));
+    let watch = tokio::spawn(live::run(app.clone(), stopped.clone()));
+    let post = tokio::spawn(alerts::outbox::run(app.clone(), stopped));
     info!(%address, "serving");
     Ok(Server {
         app,
@@ -174,7 +184,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
         certificate_pem: identity.certificate_pem,
         setup_link,
         stop,
-        tasks: vec![serve, work],
+        tasks: vec![serve, work, watch, post],
     })
 }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use server::adopt;
-use server::settings::Settings;
+use server::settings::{Mail, Settings};
 
 /// The control plane of e3: jobs, schedules, agents and what is safe.
 #[derive(Debug, Parser)]
@@ -95,10 +95,38 @@ struct Serve {
     /// Lets this server try endpoints in private networks for tenants.
     #[arg(long)]
     allow_private_endpoints: bool,
+    /// How logs are written: for people, or one JSON object a line.
+    #[arg(long, env = "E3_SERVER_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+
+    /// How mail is sent, `smtps://USER:PASSWORD@HOST` or `smtp://HOST:587?tls=required`; needs --mail-from.
+    #[arg(long, env = "E3_SERVER_MAIL_RELAY", hide_env_values = true, value_name = "URL", requires = "mail_from")]
+    mail_relay: Option<String>,
+
+    /// Who sends mail, for example "e3 <backup@example.com>".
+    #[arg(long, env = "E3_SERVER_MAIL_FROM", value_name = "ADDRESS")]
+    mail_from: Option<String>,
+
+    /// Lets webhooks go to private and link-local addresses.
+    #[arg(long)]
+    allow_private_webhooks: bool,
+
+    /// A file of certificates (PEM) that receivers of webhooks may have, instead of the public ones.
+    #[arg(long, value_name = "FILE")]
+    webhook_roots: Option<PathBuf>,
 
     /// A proxy in front, whose X-Forwarded-For is believed; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     trusted_proxy: Vec<IpAddr>,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 fn main() -> ExitCode {
@@ -106,7 +134,11 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("E3_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Text => log.with_ansi(is_terminal).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed("start the server", &error.into()),
@@ -159,6 +191,13 @@ async fn adopt(options: Adopt) -> anyhow::Result<()> {
 }
 
 async fn serve(options: Serve) -> anyhow::Result<()> {
+    let mail = options.mail_relay.zip(options.mail_from).map(|(relay, from)| Mail { relay, from });
+    if let Some(mail) = &mail {
+        server::alerts::mail::check(mail).map_err(|why| anyhow::anyhow!("--mail-relay and --mail-from: {why}"))?;
+    }
+    let roots = options
+        .webhook_roots
+        .map(|path| std::fs::read_to_string(&path).with_context(|| format!("read --webhook-roots {}", path.display())));
     let settings = Settings {
         listen: options.listen,
         database: options.database,
@@ -166,6 +205,9 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
         trusted_proxies: options.trusted_proxy,
         agent_password_login: options.agent_password_login,
         allow_private_endpoints: options.allow_private_endpoints,
+        mail,
+        allow_private_webhooks: options.allow_private_webhooks,
+        webhook_roots_pem: roots.transpose()?,
         ..Settings::new(options.data)
     };
     let server = server::start(settings).await?;

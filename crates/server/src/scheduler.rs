@@ -11,12 +11,15 @@ use tracing::error;
 
 use crate::App;
 use crate::agent_api;
+use crate::alerts;
 use crate::args;
 use crate::changes;
 use crate::clock::after;
 use crate::deletion;
 use crate::failure::{Code, Failure};
 use crate::jobs;
+use crate::pruning;
+use crate::report::summary;
 use crate::runs::{self, NewRun, end};
 use crate::schedule::{self, Outcome};
 use crate::store::{Row, Tx, Value};
@@ -66,7 +69,12 @@ async fn look(app: &App, with_states: bool) -> Result<(), Failure> {
     deletion::tick(app, now).await?;
     if with_states {
         vm_status::refresh_all(app, now).await?;
+        // After the states, which alerts are made of.
+        alerts::evaluate_all(app, now).await?;
+        alerts::check_chain(app, now).await?;
+        summary::queue_due(app, now).await?;
         changes::prune(app, now).await?;
+        pruning::tick(app, now).await?;
     }
     Ok(())
 }

@@ -27,6 +27,14 @@ pub struct Settings {
     pub tick: Duration,
     /// Longest wait of a poll that has nothing to tell.
     pub long_poll: Duration,
+    /// How long a body may take to come.
+    pub body_patience: Duration,
+    /// How mail is sent; without it nobody gets any.
+    pub mail: Option<Mail>,
+    /// Whether webhooks may go to private and link-local addresses (spec control-api 10.2).
+    pub allow_private_webhooks: bool,
+    /// Certificates beside the public ones that webhooks' receivers may have, as PEM.
+    pub webhook_roots_pem: Option<String>,
     /// Starts of different agents are spread over so many seconds (spec control-api 4.4).
     pub jitter_secs: i64,
     /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
@@ -35,6 +43,22 @@ pub struct Settings {
     pub allow_private_endpoints: bool,
     /// The clock.
     pub clock: Clock,
+}
+
+/// How mail is sent.
+#[derive(Clone)]
+pub struct Mail {
+    /// `smtps://USER:PASSWORD@HOST`, `smtp://HOST:PORT?tls=required`, or `smtp://HOST` without TLS.
+    pub relay: String,
+    /// Who sends it.
+    pub from: String,
+}
+
+impl std::fmt::Debug for Mail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The relay's address holds its password.
+        f.debug_struct("Mail").field("from", &self.from).finish_non_exhaustive()
+    }
 }
 
 /// Calls per second, and how many may come at once (spec control-api 1.7).
@@ -69,6 +93,10 @@ impl Settings {
             rates: Rates::default(),
             tick: Duration::from_secs(1),
             long_poll: Duration::from_secs(25),
+            body_patience: Duration::from_secs(30),
+            mail: None,
+            allow_private_webhooks: false,
+            webhook_roots_pem: None,
             jitter_secs: 60,
             agent_password_login: false,
             allow_private_endpoints: false,

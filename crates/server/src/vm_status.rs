@@ -34,23 +34,42 @@ struct Vm {
 }
 
 /// Computes the states of a client's VMs; how many changed.
+///
+/// Everything is read before the transaction begins: most times nothing changed, and nobody waited for a look at ten
+/// thousand VMs.
 pub async fn refresh(app: &App, client: i64, now: Timestamp) -> Result<usize, Failure> {
-    let mut tx = app.db.write().await?;
+    let mut tx = app.db.read().await?;
     let vms = gather(&mut tx, client, now).await?;
-    let sql = "SELECT * FROM vm_status WHERE client_id = ?";
-    let stored = tx.rows(sql, args![client]).await?;
+    let stored = tx.rows("SELECT * FROM vm_status WHERE client_id = ?", args![client]).await?;
+    drop(tx);
     let stored: BTreeMap<String, Row> =
         stored.into_iter().map(|row| Ok((row.text("vm_guid")?, row))).collect::<Result<_, Failure>>()?;
-    let mut changed = 0;
+    let mut todo = Vec::new();
     for (guid, vm) in &vms {
-        changed += usize::from(write(&mut tx, client, guid, vm, stored.get(guid), now).await?);
+        if let Some(columns) = difference(vm, stored.get(guid), now)? {
+            todo.push((guid, vm.tenant, columns));
+        }
     }
-    for guid in stored.keys().filter(|guid| !vms.contains_key(*guid)) {
+    let gone: Vec<(&String, &Row)> = stored.iter().filter(|(guid, _)| !vms.contains_key(*guid)).collect();
+    if todo.is_empty() && gone.is_empty() {
+        return Ok(0);
+    }
+    let mut tx = app.db.write().await?;
+    let (mut changed, mut tenants) = (0, BTreeSet::new());
+    for (guid, tenant, columns) in todo {
+        if write(&mut tx, client, guid, columns, stored.get(guid), now).await? {
+            changed += 1;
+            tenants.insert(tenant);
+        }
+    }
+    for (guid, row) in gone {
         tx.change("DELETE FROM vm_status WHERE client_id = ? AND vm_guid = ?", args![client, guid]).await?;
         changed += 1;
+        tenants.insert(row.opt_int("tenant_id")?);
     }
-    if changed > 0 {
-        changes::touch(&mut tx, client, None, "vms", now).await?;
+    // Each tenant hears of its own VMs only.
+    for tenant in tenants {
+        changes::touch(&mut tx, client, tenant, "vms", now).await?;
     }
     tx.commit().await?;
     Ok(changed)
@@ -177,18 +196,12 @@ async fn stored(tx: &mut Tx, client: i64, vms: &mut BTreeMap<String, Vm>) -> Res
     Ok(())
 }
 
-async fn write(
-    tx: &mut Tx,
-    client: i64,
-    guid: &str,
-    vm: &Vm,
-    stored: Option<&Row>,
-    now: Timestamp,
-) -> Result<bool, Failure> {
+/// What a VM's row is to say, where it does not say so already.
+fn difference(vm: &Vm, stored: Option<&Row>, now: Timestamp) -> Result<Option<Vec<(&'static str, Value)>>, Failure> {
     let (state, reason) = protection::state(&vm.facts, now);
     let reason: String = reason.chars().take(255).collect();
     let target = vm.facts.has_active_job.then(|| vm.facts.target.as_secs());
-    let mut columns: Vec<(&str, Value)> = vec![
+    let columns: Vec<(&str, Value)> = vec![
         ("tenant_id", vm.tenant.into()),
         ("vm_name", vm.name.clone().into()),
         ("agent_id", vm.agent.into()),
@@ -202,22 +215,32 @@ async fn write(
         ("target_seconds", target.into()),
         ("as_of", vm.as_of.into()),
     ];
+    let Some(row) = stored else { return Ok(Some(columns)) };
+    let is_same = |(name, value): &(&str, Value)| match value {
+        Value::Time(_) => row.opt_time(name).is_ok_and(|time| Value::from(time) == *value),
+        Value::Text(_) => row.opt_text(name).is_ok_and(|text| Value::from(text) == *value),
+        _ => row.get(name).is_ok_and(|stored| stored == value),
+    };
+    Ok(if columns.iter().all(is_same) { None } else { Some(columns) })
+}
+
+/// Writes it; false where another instance was first with what it computed at the same time.
+async fn write(
+    tx: &mut Tx,
+    client: i64,
+    guid: &str,
+    mut columns: Vec<(&'static str, Value)>,
+    stored: Option<&Row>,
+    now: Timestamp,
+) -> Result<bool, Failure> {
+    columns.push(("updated_at", now.into()));
     if let Some(row) = stored {
-        let is_same = |(name, value): &(&str, Value)| match value {
-            Value::Time(_) => row.opt_time(name).is_ok_and(|time| Value::from(time) == *value),
-            Value::Text(_) => row.opt_text(name).is_ok_and(|text| Value::from(text) == *value),
-            _ => row.get(name).is_ok_and(|stored| stored == value),
-        };
-        if columns.iter().all(is_same) {
-            return Ok(false);
-        }
-        columns.push(("version", (row.int("version")? + 1).into()));
-        columns.push(("updated_at", now.into()));
-        tx.update("vm_status", &columns, "id = ?", args![row.int("id")?]).await?;
-        return Ok(true);
+        let version = row.int("version")?;
+        columns.push(("version", (version + 1).into()));
+        let of = args![row.int("id")?, version];
+        return Ok(tx.update("vm_status", &columns, "id = ? AND version = ?", of).await? == 1);
     }
-    columns.extend([("client_id", client.into()), ("vm_guid", guid.into()), ("updated_at", now.into())]);
-    // Another instance computes the same at this moment, and may be first.
+    columns.extend([("client_id", client.into()), ("vm_guid", guid.into())]);
     Ok(tx.insert_new("vm_status", &columns).await?)
 }
 

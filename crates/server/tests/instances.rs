@@ -9,26 +9,13 @@ use serde_json::{Value, json};
 use support::database::Database;
 use support::{As, TestServer, at_once};
 
-/// A second instance beside `first`, on the same database.
-fn beside(first: &TestServer, database: &Database) -> TestServer {
-    let folder = tempfile::tempdir().expect("folder");
-    let mut settings = support::settings(folder.path(), database);
-    settings.clock = first.clock.clone();
-    if let Database::Sqlite = database {
-        settings.database = Some(format!("sqlite:{}", first.folder.path().join("e3-server.sqlite").display()));
-    }
-    // Both unwrap what the other wrapped.
-    std::fs::copy(first.folder.path().join("secrets.key"), folder.path().join("secrets.key")).expect("the key");
-    TestServer::serve(folder, settings)
-}
-
 #[test]
 fn a_session_a_claim_and_a_job_are_the_same_on_every_instance() {
     for database in Database::each() {
         let one = TestServer::start(&database);
         let owner = one.set_up();
         let token = one.token(&owner);
-        let two = beside(&one, &database);
+        let two = one.beside(&database, |_| {});
         assert!(two.setup_token.is_none(), "the first account is made once");
         let As::Session { cookie, csrf, .. } = owner else { panic!("a session") };
         let there = As::Session { cookie, csrf, origin: two.origin.clone() };
@@ -64,7 +51,7 @@ fn a_session_a_claim_and_a_job_are_the_same_on_every_instance() {
 fn claim_all(database: &Database, agents: usize, rounds: usize, workers: usize) {
     let one = TestServer::start(database);
     let token = one.token(&one.set_up());
-    let two = beside(&one, database);
+    let two = one.beside(database, |_| {});
     let destination = one.destination(&token, "one/", None);
     let made = "UPDATE s3_cloudbackup_settings SET settings_json = settings_json";
     one.change(made);

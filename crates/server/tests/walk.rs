@@ -46,13 +46,29 @@ fn furnish(server: &TestServer, owner: &As, prefix: &str, tenant: Option<i64>) -
     let email = format!("{prefix}@example.com");
     let user = json!({"email": email, "password": support::PASSWORD, "role": "viewer", "tenant_id": tenant});
     let user = server.post(owner, "e3backup_user_create.php", &user).ok();
+    let rule = json!({
+        "name": format!("rule-{prefix}"), "channel": "mail", "target": format!("{prefix}@example.com"),
+        "tenant_id": tenant,
+    });
+    let rule = server.post(owner, "cloudbackup_alert_rule_save.php", &rule).ok();
+    let summary = json!({"recipients": format!("{prefix}@example.com"), "tenant_id": tenant});
+    server.post(owner, "cloudbackup_report_schedule_save.php", &summary).ok();
+    // A damaged point is an alert.
+    let damaged = points.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    server.change(&format!("UPDATE s3_hyperv_backup_points SET verify_status = 'damaged' WHERE id IN ({damaged})"));
     server.tick();
+    server.change(&format!("UPDATE s3_hyperv_backup_points SET verify_status = NULL WHERE id IN ({damaged})"));
+    let subject = format!("SELECT MAX(id) FROM s3_alerts WHERE subject_name = 'VM-{prefix}'");
+    let alert = server.count(&subject);
+    assert!(alert > 0, "no alert of VM-{prefix}");
     let approval = approval(server, agent.id());
     let provider = json!({"name": prefix, "slug": prefix, "issuer": "https://id.example.com", "oidc_client_id": "e3"});
     let provider = server.post(owner, "e3backup_oidc_save.php", &provider).ok()["provider"]["id"].clone();
     let rows = Rows::from([
         ("approval", json!(approval)),
         ("provider", provider),
+        ("alert_id", json!(alert)),
+        ("alert rule", rule["rule"]["id"].clone()),
         ("job_id", job["job_id"].clone()),
         ("run_id", live["run_id"].clone()),
         ("claim_id", live["claim_id"].clone()),
@@ -87,9 +103,9 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
     let mut body = Map::new();
     for field in fields(endpoint).keys() {
         let value = match field.as_str() {
-            "job_id" | "run_id" | "vm_id" | "agent_id" | "backup_point_id" | "command_id" | "dest_bucket_id" => {
-                row(field)
-            }
+            "job_id" | "run_id" | "vm_id" | "agent_id" | "backup_point_id" | "command_id" | "dest_bucket_id"
+            | "alert_id" => row(field),
+            "alert_ids" => json!([row("alert_id")]),
             "host_group_id" if endpoint.name.contains("create") => continue,
             "host_group_id" => row("host group"),
             "target_agent_id" | "host" => continue,
@@ -107,6 +123,9 @@ fn body(endpoint: &Endpoint, rows: Option<&Rows>) -> Value {
                 "e3backup_tenant_update.php" => row("tenant"),
                 "e3backup_oidc_save.php" => row("provider"),
                 "e3backup_host_group_update.php" => row("host group"),
+                "cloudbackup_alert_rule_save.php"
+                | "cloudbackup_alert_rule_delete.php"
+                | "cloudbackup_alert_rule_test.php" => row("alert rule"),
                 _ => continue,
             },
             "claim_id" => rows.and_then(|rows| rows.get("claim_id").cloned()).unwrap_or(json!("00")),

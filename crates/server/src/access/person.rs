@@ -88,9 +88,18 @@ fn mfa_state(is_enrolled: bool, was_shown: bool, is_required: bool) -> MfaState 
 
 /// The person that these headers prove.
 pub async fn authenticate(app: &App, method: &Method, headers: &HeaderMap) -> Result<Person, Failure> {
+    find(app, method, headers, true).await
+}
+
+/// The same for somebody who only listens: that keeps no session alive.
+pub async fn still(app: &App, headers: &HeaderMap) -> Result<Person, Failure> {
+    find(app, &Method::GET, headers, false).await
+}
+
+async fn find(app: &App, method: &Method, headers: &HeaderMap, is_use: bool) -> Result<Person, Failure> {
     let now = app.clock.now();
     if let Some(token) = bearer(headers) {
-        return of_token(app, &token, now).await;
+        return of_token(app, &token, is_use, now).await;
     }
     let Some(token) = cookie(headers, COOKIE) else { return Err(Code::MissingCredentials.into()) };
     let hash = secret::hash(&token);
@@ -108,7 +117,7 @@ pub async fn authenticate(app: &App, method: &Method, headers: &HeaderMap) -> Re
             return Err(Code::CsrfFailed.into());
         }
     }
-    if after(last_used, 60) <= now {
+    if is_use && after(last_used, 60) <= now {
         let mut tx = app.db.write().await?;
         tx.change("UPDATE s3_console_sessions SET last_used_at = ? WHERE token_hash = ?", args![now, hash]).await?;
         tx.commit().await?;
@@ -155,7 +164,7 @@ const JOINS: &str = "JOIN s3_console_roles r ON r.user_id = u.id JOIN s3_clients
                      LEFT JOIN s3_backup_tenants t ON t.id = r.tenant_id \
                      LEFT JOIN s3_cloudbackup_settings g ON g.client_id = u.client_id";
 
-async fn of_token(app: &App, token: &str, now: Timestamp) -> Result<Person, Failure> {
+async fn of_token(app: &App, token: &str, is_use: bool, now: Timestamp) -> Result<Person, Failure> {
     let mut tx = app.db.read().await?;
     let sql = format!(
         "SELECT k.id AS token_id, k.role AS token_role, k.expires_at, k.revoked_at, k.last_used_at, k.scopes, {USER} \
@@ -172,7 +181,7 @@ async fn of_token(app: &App, token: &str, now: Timestamp) -> Result<Person, Fail
     if !is_active(&row)? {
         return Err(Code::Unauthorized.into());
     }
-    if row.opt_time("last_used_at")?.is_none_or(|last| after(last, 60) <= now) {
+    if is_use && row.opt_time("last_used_at")?.is_none_or(|last| after(last, 60) <= now) {
         let mut tx = app.db.write().await?;
         tx.change("UPDATE s3_api_tokens SET last_used_at = ? WHERE id = ?", args![now, row.int("token_id")?]).await?;
         tx.commit().await?;

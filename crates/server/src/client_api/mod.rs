@@ -2,6 +2,8 @@
 
 pub mod agent_updates;
 pub mod agents;
+pub mod alert_rules;
+pub mod alerts;
 pub mod approvals;
 pub mod audit;
 pub mod dashboard;
@@ -9,12 +11,15 @@ pub mod destination_care;
 pub mod destinations;
 pub mod groups;
 pub mod jobs;
+pub mod live;
 pub mod mfa;
 pub mod oidc;
 pub mod people;
 pub mod points;
 pub mod preflight;
+pub mod probes;
 pub mod questions;
+pub mod reports;
 pub mod restore;
 pub mod runs;
 pub mod search;
@@ -25,6 +30,8 @@ pub mod tokens;
 pub mod vms;
 
 use std::future::Future;
+
+use serde_json::Value as Json;
 
 use crate::access::{Filter, Scope};
 use crate::args;
@@ -86,31 +93,47 @@ pub async fn tenant_for(tx: &mut Tx, scope: Scope, asked: Option<i64>) -> Result
 }
 
 /// Does something once for each `Idempotency-Key` of a person; asked again, the same is answered for a day.
+///
+/// `work` gives its answer to [`remember`] before it commits: neither is there without the other, wherever a server dies.
 pub async fn once<'a, F>(call: &'a Call<'a>, scope: &str, work: F) -> Result<Answer, Failure>
 where
-    F: Future<Output = Result<Answer, Failure>> + 'a,
+    F: Future<Output = Result<Answer, Failure>> + Send + 'a,
 {
-    let Some(key) = &call.idempotency_key else { return work.await };
-    let now = call.app.clock.now();
-    let hash = secret::hash(&format!("{}\n{scope}\n{key}", call.person()?.user));
+    if let Some(answer) = remembered(call, scope).await? {
+        return Ok(answer);
+    }
+    match work.await {
+        // The same call may have come twice at once, and the other was first.
+        Err(failure) => remembered(call, scope).await?.ok_or(failure),
+        done => done,
+    }
+}
+
+fn key_of(call: &Call<'_>, scope: &str) -> Result<Option<[u8; 32]>, Failure> {
+    let Some(key) = &call.idempotency_key else { return Ok(None) };
+    Ok(Some(secret::hash(&format!("{}\n{scope}\n{key}", call.person()?.user))))
+}
+
+async fn remembered(call: &Call<'_>, scope: &str) -> Result<Option<Answer>, Failure> {
+    let Some(hash) = key_of(call, scope)? else { return Ok(None) };
     let sql = "SELECT response_json FROM s3_idempotency_keys WHERE key_hash = ? AND expires_at > ?";
-    let kept = call.app.db.read().await?.row(sql, args![hash, now]).await?;
-    if let Some(kept) = kept {
-        return Ok(Answer::bare(kept.opt_json("response_json")?.unwrap_or_default()));
-    }
-    let answer = work.await?;
-    if let Some(json) = answer.json() {
-        let mut tx = call.app.db.write().await?;
-        let columns = [
-            ("key_hash", hash.into()),
-            ("scope", scope.into()),
-            ("response_json", json.into()),
-            ("expires_at", after(now, 86_400).into()),
-        ];
-        tx.insert_new("s3_idempotency_keys", &columns).await?;
-        tx.commit().await?;
-    }
-    Ok(answer)
+    let kept = call.app.db.read().await?.row(sql, args![hash, call.app.clock.now()]).await?;
+    kept.map(|kept| Ok(Answer::bare(kept.opt_json("response_json")?.unwrap_or_default()))).transpose()
+}
+
+/// Keeps the answer under the call's key, if it has one, in the transaction of the work itself.
+pub async fn remember(tx: &mut Tx, call: &Call<'_>, scope: &str, json: Option<Json>) -> Result<(), Failure> {
+    let Some((hash, json)) = key_of(call, scope)?.zip(json) else { return Ok(()) };
+    let now = call.app.clock.now();
+    tx.change("DELETE FROM s3_idempotency_keys WHERE key_hash = ? AND expires_at <= ?", args![hash, now]).await?;
+    let columns = [
+        ("key_hash", hash.into()),
+        ("scope", scope.into()),
+        ("response_json", json.into()),
+        ("expires_at", after(now, 86_400).into()),
+    ];
+    tx.insert("s3_idempotency_keys", &columns).await?;
+    Ok(())
 }
 
 /// `health.php`: for machines, and for agents to compare clocks.

@@ -4,7 +4,7 @@ use control_api::restore::{RestoreVm, StartRestore, StartedRestore};
 use control_api::words::{RunStatus, RunType, TriggerType};
 use serde_json::{Map, json};
 
-use super::{agents, once, own_row, questions};
+use super::{agents, once, own_row, questions, remember};
 use crate::access::Filter;
 use crate::access::audit::{self, Entry};
 use crate::args;
@@ -117,8 +117,7 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     let disks = "SELECT COUNT(*) FROM s3_hyperv_backup_point_disks WHERE backup_point_id = ?";
     let disks_to_restore = tx.count(disks, args![first.int("id")?]).await?;
-    tx.commit().await?;
-    Answer::ok(StartedRestore {
+    let answer = Answer::ok(StartedRestore {
         restore_run_id: run,
         restore_run_uuid: uuid,
         command_id,
@@ -129,7 +128,10 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
         disks_to_restore,
         estimated_size_bytes: estimated,
         backup_type: kind,
-    })
+    })?;
+    remember(&mut tx, call, "start_restore", answer.json().cloned()).await?;
+    tx.commit().await?;
+    Ok(answer)
 }
 
 /// The agent that restores: named, or the host of that name, or the job's own. Another tenant's is not found.

@@ -9,7 +9,7 @@ use control_api::run_list::{
 use control_api::words::{Engine, RunStatus, TriggerType};
 use serde_json::json;
 
-use super::{Window, jobs, once};
+use super::{Window, jobs, once, remember};
 use crate::access::audit::{self, Entry};
 use crate::access::{Filter, Scope};
 use crate::agent_api;
@@ -57,12 +57,14 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
     let entry =
         Entry { action: "run.start", entity: "run", id: first.id.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
-    tx.commit().await?;
-    Answer::ok(StartedRun {
+    let answer = Answer::ok(StartedRun {
         run_id: first.id,
         run_uuid: first.uuid.clone(),
         run_ids: queued.iter().map(|run| run.id).collect(),
-    })
+    })?;
+    remember(&mut tx, call, "start_run", answer.json().cloned()).await?;
+    tx.commit().await?;
+    Ok(answer)
 }
 
 /// `cloudbackup_cancel_run.php`.
@@ -217,8 +219,14 @@ pub async fn get(call: &Call<'_>) -> Result<Answer, Failure> {
 pub async fn progress(call: &Call<'_>) -> Result<Answer, Failure> {
     let asked: RunRef = call.read()?;
     let mut tx = call.app.db.read().await?;
-    let row = one(&mut tx, call.scope()?, &asked.run_id).await?;
+    Answer::ok(progress_of(&mut tx, call.scope()?, &asked.run_id).await?.1)
+}
+
+/// Where a run stands, and all that is said of it.
+pub async fn progress_of(tx: &mut Tx, scope: Scope, id: &Id) -> Result<(RunStatus, serde_json::Value), Failure> {
+    let row = one(tx, scope, id).await?;
     let run = on_wire(&row)?;
+    let status = run.status;
     let mut answer = serde_json::to_value(RunProgress {
         run_status: run.status,
         run,
@@ -236,7 +244,7 @@ pub async fn progress(call: &Call<'_>) -> Result<Answer, Failure> {
     if let Some(fields) = answer.as_object_mut() {
         fields.remove("status");
     }
-    Answer::ok(answer)
+    Ok((status, answer))
 }
 
 /// `cloudbackup_get_run_events.php`.
@@ -247,10 +255,22 @@ pub async fn events(call: &Call<'_>) -> Result<Answer, Failure> {
         return Err(Failure::invalid("limit", "is 1 to 1,000"));
     }
     let mut tx = call.app.db.read().await?;
-    let run = one(&mut tx, call.scope()?, &asked.run_id).await?.int("id")?;
+    let events = events_of(&mut tx, call.scope()?, &asked.run_id, asked.since_id.unwrap_or(0), limit).await?;
+    Answer::ok(RunEvents { events })
+}
+
+/// Events of a run behind that one.
+pub async fn events_of(
+    tx: &mut Tx,
+    scope: Scope,
+    id: &Id,
+    since: i64,
+    limit: i64,
+) -> Result<Vec<StoredEvent>, Failure> {
+    let run = one(tx, scope, id).await?.int("id")?;
     let sql = format!("SELECT * FROM s3_cloudbackup_run_events WHERE run_id = ? AND id > ? ORDER BY id LIMIT {limit}");
     let mut events = Vec::new();
-    for row in tx.rows(&sql, args![run, asked.since_id.unwrap_or(0)]).await? {
+    for row in tx.rows(&sql, args![run, since]).await? {
         let (message_id, params) = (row.text("message_id")?, agent_api::events::params(&row)?);
         events.push(StoredEvent {
             id: row.int("id")?,
@@ -263,7 +283,7 @@ pub async fn events(call: &Call<'_>) -> Result<Answer, Failure> {
             params,
         });
     }
-    Answer::ok(RunEvents { events })
+    Ok(events)
 }
 
 /// `cloudbackup_get_run_logs.php`.

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -44,7 +45,7 @@ pub struct Peer(pub SocketAddr);
 /// A call that got past the door.
 pub struct Call<'a> {
     /// The server.
-    pub app: &'a App,
+    pub app: &'a Arc<App>,
     /// Which endpoint.
     pub endpoint: &'static str,
     /// Who calls.
@@ -144,6 +145,9 @@ pub struct Answer {
 enum Content {
     Json(Value),
     Text(&'static str, String),
+    /// HTML, and the policy under which browsers show it.
+    Page(String, String),
+    Events(Body),
 }
 
 impl Answer {
@@ -170,6 +174,17 @@ impl Answer {
         Answer { status: StatusCode::OK, body: Content::Text(media_type, text), cookie: None }
     }
 
+    /// A page whose one style sheet is the one with that hash; nothing else is loaded or run.
+    pub fn page(html: String, style_sha256: &str) -> Answer {
+        let policy = format!("default-src 'none'; style-src 'sha256-{style_sha256}'; frame-ancestors 'none'");
+        Answer { status: StatusCode::OK, body: Content::Page(html, policy), cookie: None }
+    }
+
+    /// Server-sent events, for as long as the caller listens.
+    pub fn events(body: Body) -> Answer {
+        Answer { status: StatusCode::OK, body: Content::Events(body), cookie: None }
+    }
+
     /// JSON without the envelope.
     pub fn bare(body: Value) -> Answer {
         Answer { status: StatusCode::OK, body: Content::Json(body), cookie: None }
@@ -184,7 +199,7 @@ impl Answer {
     pub fn json(&self) -> Option<&Value> {
         match &self.body {
             Content::Json(value) => Some(value),
-            Content::Text(..) => None,
+            Content::Text(..) | Content::Page(..) | Content::Events(_) => None,
         }
     }
 }
@@ -196,23 +211,30 @@ pub type Handled<'a> = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Se
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for endpoint in routes::all() {
-        for base in BASES {
+        for path in endpoint.paths() {
             let app = app.clone();
             let handler = move |ConnectInfo(Peer(address)): ConnectInfo<Peer>, request: Request<Body>| async move {
                 serve(&app, endpoint, address, request).await
             };
-            router = router.route(&format!("{base}{}", endpoint.name), any(handler));
+            router = router.route(&path, any(handler));
         }
     }
     router.fallback(|| async { failed(Failure::new(Code::NotFound), "") })
 }
 
-async fn serve(app: &App, endpoint: &'static Endpoint, peer: SocketAddr, request: Request<Body>) -> Response<Body> {
+async fn serve(
+    app: &Arc<App>,
+    endpoint: &'static Endpoint,
+    peer: SocketAddr,
+    request: Request<Body>,
+) -> Response<Body> {
     let request_id = secret::id128().unwrap_or_default();
     let method = request.method().clone();
+    let started = Instant::now();
     match answer(app, endpoint, peer, request, &request_id).await {
         Ok(answer) => {
-            debug!(%request_id, endpoint = endpoint.name, "answered");
+            let elapsed_ms = started.elapsed().as_millis();
+            debug!(%request_id, endpoint = endpoint.name, %method, elapsed_ms, "answered");
             answered(answer, &method)
         }
         Err(failure) => {
@@ -226,7 +248,7 @@ async fn serve(app: &App, endpoint: &'static Endpoint, peer: SocketAddr, request
 }
 
 async fn answer(
-    app: &App,
+    app: &Arc<App>,
     endpoint: &'static Endpoint,
     peer: SocketAddr,
     request: Request<Body>,
@@ -235,8 +257,10 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let (method, headers) = (parts.method, parts.headers);
     // Read in any case: a connection with an unread body would be closed under the caller's next request.
-    let Ok(body) = to_bytes(body, endpoint.max_bytes).await else {
-        return Err(Failure::new(Code::TooLarge).detail("max_bytes", endpoint.max_bytes));
+    let body = match tokio::time::timeout(app.settings.body_patience, to_bytes(body, endpoint.max_bytes)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return Err(Failure::new(Code::TooLarge).detail("max_bytes", endpoint.max_bytes)),
+        Err(_) => return Err(Code::BodyTimeout.into()),
     };
     let asked = if method == Method::HEAD { "GET" } else { method.as_str() };
     if !endpoint.methods.contains(&asked) {
@@ -311,19 +335,29 @@ fn caller_address(app: &App, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
 }
 
 fn answered(answer: Answer, method: &Method) -> Response<Body> {
-    let (media_type, text) = match answer.body {
-        Content::Json(value) => ("application/json", value.to_string()),
-        Content::Text(media_type, text) => (media_type, text),
+    let is_stream = matches!(answer.body, Content::Events(_));
+    let (media_type, body, policy) = match answer.body {
+        Content::Json(value) => ("application/json", Body::from(value.to_string()), None),
+        Content::Text(media_type, text) => (media_type, Body::from(text), None),
+        Content::Page(html, policy) => ("text/html; charset=utf-8", Body::from(html), Some(policy)),
+        Content::Events(body) => ("text/event-stream", body, None),
     };
-    let body = if method == Method::HEAD { Body::empty() } else { Body::from(text) };
+    let body = if method == Method::HEAD { Body::empty() } else { body };
     let mut response = Response::new(body);
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    if is_stream {
+        // Some proxies hold event streams back until they are told not to.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    }
     if let Some(cookie) = answer.cookie.and_then(|cookie| HeaderValue::from_str(&cookie).ok()) {
         headers.insert(header::SET_COOKIE, cookie);
     }
     guard(headers);
+    if let Some(policy) = policy.and_then(|policy| HeaderValue::from_str(&policy).ok()) {
+        headers.insert("content-security-policy", policy);
+    }
     response
 }
 

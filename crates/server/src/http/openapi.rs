@@ -42,7 +42,7 @@ pub fn document() -> Result<Value, Failure> {
             let operation = operation(endpoint, method, request.as_deref(), answer.as_deref(), &schemas)?;
             operations.insert(method.to_lowercase(), operation);
         }
-        paths.insert(format!("/api/{}", endpoint.name), Value::Object(operations));
+        paths.extend(endpoint.paths().into_iter().take(1).map(|path| (path, Value::Object(operations.clone()))));
     }
     of::<control_api::envelope::Problem>(&mut schemas);
     let mut components = Map::new();
@@ -72,7 +72,7 @@ fn operation(
     schemas: &[(String, RefOr<Schema>)],
 ) -> Result<Value, Failure> {
     let mut operation = Map::new();
-    let stem = endpoint.name.trim_end_matches(".php");
+    let stem = endpoint.name.trim_end_matches(".php").trim_start_matches('/');
     operation.insert("operationId".into(), json!(format!("{stem}_{}", method.to_lowercase())));
     let security = match endpoint.access {
         Access::Anybody => json!([]),

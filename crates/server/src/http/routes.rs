@@ -3,8 +3,8 @@
 //! The router, the OpenAPI document and the walk of the tests are made from this one table.
 
 use control_api::{
-    account, agent, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job, nas,
-    progress, protection, repository, restore, run, run_list, settings,
+    account, agent, alert, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job,
+    nas, progress, protection, report, repository, restore, run, run_list, settings,
 };
 
 use super::openapi::{self, Describe, none, of};
@@ -16,7 +16,7 @@ use crate::client_api;
 /// One endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// Its name below the base path.
+    /// Its name below the base paths; one that begins with a slash is a path by itself.
     pub name: &'static str,
     /// Methods that it answers; `HEAD` goes with `GET`.
     pub methods: &'static [&'static str],
@@ -30,6 +30,16 @@ pub struct Endpoint {
     pub answer: Describe,
     /// What it does.
     pub handler: for<'a> fn(&'a Call<'a>) -> Handled<'a>,
+}
+
+impl Endpoint {
+    /// Where it is found.
+    pub fn paths(&self) -> Vec<String> {
+        if self.name.starts_with('/') {
+            return vec![self.name.to_owned()];
+        }
+        super::BASES.iter().map(|base| format!("{base}{}", self.name)).collect()
+    }
 }
 
 /// Who may call an endpoint.
@@ -102,6 +112,8 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
 
     // Everybody.
     "health.php" GET Anybody, none => of::<envelope::Health>, client_api::health;
+    "/healthz" GET Anybody, none => none, client_api::probes::alive;
+    "/readyz" GET Anybody, none => none, client_api::probes::ready;
     "openapi.json" GET Anybody, none => none, openapi::get;
     "console_setup.php" POST Anybody, of::<account::Setup> => of::<account::LoggedIn>, client_api::setup::setup;
     "console_login.php" POST Anybody, of::<account::Login> => of::<account::LoggedIn>, client_api::session::login;
@@ -189,6 +201,21 @@ static ENDPOINTS: &[Endpoint] = endpoints! {
     "cloudbackup_approval_decide.php" POST person(Need::Admin), of::<approval::DecideApproval> => of::<envelope::Done>, client_api::approvals::decide;
     "cloudbackup_pending_list.php" GET person(Need::View), of::<account::Page> => of::<approval::PendingDeletions>, client_api::approvals::pending;
     "cloudbackup_pending_undo.php" POST person(Need::Admin), of::<approval::UndoDeletion> => of::<envelope::Done>, client_api::approvals::undo;
+    "cloudbackup_alerts.php" GET person(Need::View), of::<alert::AlertFilter> => of::<alert::Alerts>, client_api::alerts::list;
+    "cloudbackup_alert_ack.php" POST person(Need::Operate), of::<alert::AckAlerts> => of::<alert::AckedAlerts>, client_api::alerts::acknowledge;
+    "cloudbackup_alert_rules.php" GET person(Need::Admin), of::<account::Page> => of::<alert::AlertRules>, client_api::alert_rules::list;
+    "cloudbackup_alert_rule_save.php" POST person(Need::Admin), of::<alert::AlertRuleRequest> => of::<alert::SavedAlertRule>, client_api::alert_rules::save;
+    "cloudbackup_alert_rule_delete.php" POST person(Need::Admin), of::<alert::AlertRuleRef> => of::<envelope::Done>, client_api::alert_rules::delete;
+    "cloudbackup_alert_rule_test.php" POST person(Need::Admin), of::<alert::AlertRuleRef> => of::<alert::QueuedDelivery>, client_api::alert_rules::test;
+    "cloudbackup_alert_thresholds.php" POST person(Need::Admin), of::<alert::Thresholds> => of::<alert::Thresholds>, client_api::alert_rules::thresholds;
+    "cloudbackup_alert_deliveries.php" GET person(Need::Admin), of::<alert::DeliveryFilter> => of::<alert::Deliveries>, client_api::alert_rules::deliveries;
+    "cloudbackup_report.php" GET person(Need::Report), of::<report::ReportQuery> => of::<report::Report>, client_api::reports::protection;
+    "e3backup_backup_history.php" GET person(Need::Report), of::<report::HistoryQuery> => of::<report::History>, client_api::reports::history;
+    "cloudbackup_report_schedules.php" GET person(Need::Admin), none => of::<report::ReportSchedules>, client_api::reports::schedules;
+    "cloudbackup_report_schedule_save.php" POST person(Need::Admin), of::<report::ReportScheduleRequest> => of::<report::ReportSchedule>, client_api::reports::save_schedule;
+    "/metrics" GET person(Need::Report), none => none, client_api::probes::metrics;
+    "/live" GET person(Need::SignedIn), of::<report::LiveQuery> => none, client_api::live::topics;
+    "cloudbackup_run_stream.php" GET person(Need::View), of::<run_list::RunRef> => none, client_api::live::run;
     "cloudbackup_audit.php" GET person(Need::Audit), of::<account::AuditQuery> => of::<account::AuditEvents>, client_api::audit::list;
 
     // Engines that this server does not have.

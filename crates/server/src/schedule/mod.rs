@@ -5,7 +5,7 @@
 
 pub mod cron;
 mod due;
-mod window;
+pub mod window;
 
 use std::collections::BTreeSet;
 

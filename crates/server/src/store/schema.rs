@@ -164,6 +164,9 @@ fn words_of(name: &str) -> Vec<&'static str> {
         "InstantStatus" => words::InstantStatus::WORDS,
         "VerifyStatus" => words::VerifyStatus::WORDS,
         "ScheduleType" => words::ScheduleType::WORDS,
+        "AlertKind" => words::AlertKind::WORDS,
+        "AlertState" => words::AlertState::WORDS,
+        "AlertChannel" => words::AlertChannel::WORDS,
         other => panic!("schema.txt: enumeration {other}?"),
     };
     words.to_vec()

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod database;
+pub mod receiver;
 
 use std::sync::mpsc;
 use std::thread;
@@ -95,6 +96,20 @@ impl TestServer {
         TestServer::serve(folder, settings)
     }
 
+    /// A second instance on the same database.
+    pub fn beside(&self, database: &Database, change: impl FnOnce(&mut Settings)) -> TestServer {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut settings = settings(folder.path(), database);
+        settings.clock = self.clock.clone();
+        if let Database::Sqlite = database {
+            settings.database = Some(format!("sqlite:{}", self.folder.path().join("e3-server.sqlite").display()));
+        }
+        change(&mut settings);
+        // Both unwrap what the other wrapped.
+        std::fs::copy(self.folder.path().join("secrets.key"), folder.path().join("secrets.key")).expect("the key");
+        TestServer::serve(folder, settings)
+    }
+
     pub fn serve(folder: tempfile::TempDir, settings: Settings) -> TestServer {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
@@ -168,7 +183,9 @@ impl TestServer {
     }
 
     fn address(&self, method: &str, name: &str, body: &Value) -> String {
-        let mut url = url::Url::parse(&format!("{}{name}", self.base)).expect("address");
+        // A name that begins with a slash is a path by itself.
+        let base = if name.starts_with('/') { &self.origin } else { &self.base };
+        let mut url = url::Url::parse(&format!("{base}{name}")).expect("address");
         if method == "GET" {
             for (key, value) in body.as_object().into_iter().flatten() {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -189,6 +206,11 @@ impl TestServer {
         let mut response = sent.unwrap_or_else(|error| panic!("{method}: {error}"));
         let cookie = response.headers().get("set-cookie").and_then(|value| value.to_str().ok());
         let cookie = cookie.and_then(|cookie| cookie.split(';').next()).map(str::to_owned);
+        // A stream of events has no end to wait for.
+        let media_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+        if media_type == Some("text/event-stream") {
+            return Reply { status: response.status().as_u16(), body: json!({ "stream": true }), cookie };
+        }
         let text = response.body_mut().with_config().limit(64 << 20).read_to_string().expect("body");
         let body = serde_json::from_str(&text).unwrap_or_else(|_| json!({ "text": text }));
         Reply { status: response.status().as_u16(), body, cookie }
