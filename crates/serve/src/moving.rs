@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd::{Device, DeviceError, DeviceErrorKind, Zeroing};
+use block_device::{Device, DeviceError, DeviceErrorKind, Zeroing};
 
 use crate::cache::Lane;
 use crate::device::{LayeredDevice, StandsOn, Target, base_error, overlay_error};
