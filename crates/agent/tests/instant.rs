@@ -302,6 +302,27 @@ fn qemu_moves_the_disks_of_a_machine_by_itself() {
 }
 
 #[test]
+fn what_a_boot_reads_is_fetched_first_at_the_next() {
+    if !has("what_a_boot_reads_is_fetched_first_at_the_next", &["qemu-io"]) {
+        return;
+    }
+    let (desk, _) = desk_with_disk(24);
+    let fetched = |desk: &Desk| {
+        let metrics = desk.ok(["instant", "show", "DC01", "--metrics", "--state", "sessions"]).stdout;
+        let line = metrics.lines().find(|line| line.contains("prefetch_segments_total{kind=\"boot_set\"}"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let keeper = Keeper::start(&desk, &["DC01@latest"]);
+    assert!(io(&desk, &keeper.uri(0), &["read 13M 512", "read 2M 7M", "read 17M 3M"]));
+    assert_eq!(fetched(&desk), 0, "nothing is known of this VM");
+    keeper.stop();
+    desk.ok(["instant", "discard", "DC01", "--confirm", "DC01", "--state", "sessions"]);
+    let _keeper = Keeper::start(&desk, &["DC01@latest"]);
+    // 4 MiB of the first reads are known to be zero: there is nothing to fetch.
+    until("the boot set is fetched", || fetched(&desk) >= 7);
+}
+
+#[test]
 fn what_cannot_be_started_is_refused() {
     let (desk, _) = desk_with_disk(4);
     let start = ["instant", "start", "--state", "sessions"];

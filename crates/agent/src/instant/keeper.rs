@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup::PointDisk;
 use jiff::Timestamp;
-use serve::{BootSet, DEFAULT_BYTES_PER_SECOND, Mover, Prefetch, Session, SessionError, State, record_boot_set};
+use serve::{DEFAULT_BYTES_PER_SECOND, Mover, Session, SessionError, State};
 
+use super::boot::Boot;
 use super::record::{Figures, Wanted};
 use crate::failure::{Attempt as _, Failure};
 use crate::serving::{Sources, Transport, read_bytes};
@@ -15,11 +15,6 @@ use crate::serving::{Sources, Transport, read_bytes};
 /// How long requests in flight may take when serving ends.
 const GRACE: Duration = Duration::from_secs(10);
 const TEND_EVERY: Duration = Duration::from_secs(1);
-/// What a guest reads so long after its first read is its work, not its boot.
-const BOOT: Duration = Duration::from_secs(600);
-/// A boot that touched fewer segments was none.
-const LEAST_SEGMENTS: usize = 8;
-
 /// A session that is served.
 pub struct Keeper {
     /// Its folder.
@@ -36,12 +31,6 @@ pub struct Keeper {
     pub begun: Instant,
     /// How long a session whose disks have moved waits for a client to come back.
     pub linger: Duration,
-}
-
-/// A boot that is being watched.
-pub struct Boot {
-    /// Each disk with who sees its reads.
-    pub disks: Vec<(PointDisk, Arc<Prefetch>)>,
 }
 
 /// How a keeper ended.
@@ -92,13 +81,16 @@ impl Keeper {
                 self.tend(&mut figures, mover.as_ref());
                 figures.write(&self.folder).attempt(what, &*on)?;
                 tell(self.session.state(), &figures);
-                if self.boot.is_some() && self.begun.elapsed() >= BOOT {
-                    self.remember_boot();
+                if let Some(boot) = &mut self.boot {
+                    boot.remember_when_due(self.begun.elapsed(), &self.sources);
                 }
             }
             std::thread::sleep(look_every);
         };
-        self.remember_boot();
+        // A repository that does not answer is not waited for.
+        if let Some(boot) = self.boot.as_ref().filter(|_| figures.trouble.is_empty()) {
+            boot.remember(&self.sources);
+        }
         drop(mover);
         let Self { session, transport, .. } = self;
         let flushed = transport.shutdown(GRACE);
@@ -144,26 +136,6 @@ impl Keeper {
         figures.trouble.sort();
         figures.trouble.dedup();
         figures.metrics = self.session.render_metrics();
-    }
-
-    /// Keeps what the boot touched, for the next boot of this VM. Losing it costs time only.
-    fn remember_boot(&mut self) {
-        let Some(boot) = self.boot.take() else { return };
-        let Some((first, _)) = boot.disks.first() else { return };
-        let mut set = BootSet::new(first.segment_bytes);
-        let mut touched = 0;
-        for (disk, prefetch) in boot.disks.iter().filter(|(disk, _)| disk.segment_bytes == first.segment_bytes) {
-            let touches = prefetch.touches();
-            touched += touches.len();
-            set.add(disk.virtual_disk_id.as_str(), &touches);
-        }
-        if touched < LEAST_SEGMENTS {
-            return;
-        }
-        match record_boot_set(&self.sources.repo, &self.sources.point.vm_id, &set) {
-            Ok(()) => tracing::info!(vm_id = %self.sources.point.vm_id, touched, "what the boot reads is remembered"),
-            Err(error) => tracing::warn!(%error, "what the boot reads is not remembered"),
-        }
     }
 }
 

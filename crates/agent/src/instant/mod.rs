@@ -8,6 +8,7 @@
 //! Start with `record.rs`, then `keeper.rs`. `qemu.rs` is what a person puts into QEMU's command line or libvirt's
 //! definition, `qmp.rs` how QEMU itself moves the disks.
 
+mod boot;
 mod find;
 mod keeper;
 pub mod qemu;
@@ -15,6 +16,7 @@ pub mod qemu;
 pub mod qmp;
 mod record;
 
+pub use boot::Boot;
 pub use find::{Found, all, find, state_folder};
-pub use keeper::{Boot, Ending, Keeper};
+pub use keeper::{Ending, Keeper};
 pub use record::{CHAP_SECRET, Figures, Record, RecordedDisk, Served, Wanted};

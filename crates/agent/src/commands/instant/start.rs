@@ -141,7 +141,7 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
         sources,
         session: Arc::new(session),
         transport,
-        boot: resumed.is_none().then(|| Boot { disks: watched.into_inner() }),
+        boot: resumed.is_none().then(|| Boot::watch(watched.into_inner())),
         begun,
         linger: arguments.linger,
     };
