@@ -58,8 +58,7 @@ const TOP_EXAMPLES: &str = "\
 Examples:
   e3-backup-agent repo create /srv/backups
   e3-backup-agent backup DC01 --host local --repo /srv/backups
-  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
-More: `e3-backup-agent COMMAND --help`, `help exit-codes|points|environment|recovery`";
+  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups";
 
 const TOP_LONG: &str = "\
 Examples:

@@ -218,3 +218,72 @@ fn a_point_is_served_over_iscsi_to_those_who_log_in() {
     qemu(&desk, "qemu-io", &["-f", "raw", "-c", "read -P 0x77 1M 64k", "-c", "read -P 0 4M 1M", &uri]);
     assert!(second.stop()["read_bytes"]["overlay"].as_u64().unwrap() > 0);
 }
+
+/// What other NTFS readers find on the volume is what a restore writes.
+#[test]
+fn a_volume_holds_the_disks_as_files() {
+    let test = "a_volume_holds_the_disks_as_files";
+    let desk = Desk::new();
+    desk.add_vm("DC01", 24, 1);
+    desk.ok(["lab", "add-vm", "lab", "TWO", "--disk", "DC01-1.raw", "--size", "64MiB"]);
+    desk.ok(["backup", "TWO"]);
+    if !is_there(test) || Command::new("ntfscat").arg("--version").output().is_err() {
+        eprintln!("skipped {test}: ntfscat is not there (package ntfs-3g)");
+        return;
+    }
+    let start = |more: &[&str]| {
+        let mut command = desk.command(["serve", "nbd", "TWO@latest", "--json", "--volume", "--socket", "v.sock"]);
+        Serving::of(command.args(more))
+    };
+    let serving = start(&[]);
+    assert_eq!(serving.first["exports"].as_array().unwrap().len(), 1);
+    let volume = serving.uri(0).to_owned();
+    assert!(volume.contains("/volume?"), "{volume}");
+    let copy = |offset: u64, size: u64, name: &str| {
+        let server = format!("file.server.type=unix,file.server.path={}", desk.path("v.sock").display());
+        let source = format!("driver=raw,offset={offset},size={size},file.driver=nbd,{server},file.export=volume");
+        qemu(&desk, "qemu-img", &["convert", "--image-opts", "-O", "raw", &source, name]);
+    };
+    // The first entry of the GPT's table: where the partition begins and ends, in sectors.
+    copy(0, 1 << 20, "head.raw");
+    let head = std::fs::read(desk.path("head.raw")).unwrap();
+    let sector = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
+    let (first, last) = (sector(1024 + 32), sector(1024 + 40));
+    copy(first * 512, (last + 1 - first) * 512, "volume.raw");
+    for disk in ["0", "1"] {
+        desk.ok(["restore", "disk", "TWO@latest", "--disk", disk, "--to", &format!("{disk}.vhdx")]);
+        let cat =
+            Command::new("ntfscat").arg(desk.path("volume.raw")).arg(format!("disk{disk}.vhdx")).output().unwrap();
+        let restored = std::fs::read(desk.path(&format!("{disk}.vhdx"))).unwrap();
+        assert!(
+            cat.stdout == restored,
+            "disk {disk}: {} bytes, {}",
+            cat.stdout.len(),
+            String::from_utf8_lossy(&cat.stderr)
+        );
+        std::fs::write(desk.path("from-volume.vhdx"), cat.stdout).unwrap();
+    }
+    let check = Command::new("ntfsfix").arg("-n").arg(desk.path("volume.raw")).output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    serving.stop();
+    std::fs::remove_file(desk.path("volume.raw")).unwrap();
+
+    // With writes it is a volume of its own, and the same one after a kill.
+    let serving = start(&["--writes", "writes"]);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x77 1G 64k", &volume]);
+    let identity = |uri: &str| {
+        let head = qemu(&desk, "qemu-io", &["-f", "raw", "-c", "read -v 512 64", "-c", "read -P 0x77 1G 64k", uri]);
+        head.lines().filter(|line| line.starts_with("000")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = identity(&volume);
+    assert!(before.len() >= 4, "{before:?}");
+    drop(serving);
+    std::fs::remove_file(desk.path("v.sock")).unwrap();
+    let serving = start(&["--writes", "writes"]);
+    assert_eq!(identity(&volume), before, "the same disk");
+    serving.stop();
+    let other = start(&["--writes", "others"]);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x77 1G 64k", &volume]);
+    assert_ne!(identity(&volume), before, "two sessions may meet on a host");
+    other.stop();
+}

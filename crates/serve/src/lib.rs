@@ -32,6 +32,7 @@ mod state;
 
 mod disk_cache;
 mod point_base;
+mod volume_base;
 
 pub use base::{Base, BaseError, FileBase, Origin, base_identity};
 pub use boot_set::{BootSet, FirstTouches, MANIFEST_TYPE};
@@ -51,3 +52,4 @@ pub use session::{
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
 pub use vhdx_disk::VhdxDisk;
+pub use volume_base::{VolumeBase, volume_id};

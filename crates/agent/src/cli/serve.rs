@@ -24,7 +24,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   e3-backup-agent serve iscsi DC01@latest
-  e3-backup-agent serve iscsi DC01@2 --disk 0 --listen 127.0.0.1:3261
+  e3-backup-agent serve iscsi DC01@2 --volume --writes ./w
   e3-backup-agent serve iscsi DC01@latest --listen 0.0.0.0:3260 --writes ./w --chap-user alice --chap-secret-file ./chap")]
     Iscsi(ServeIscsiArgs),
 }
@@ -84,6 +84,9 @@ pub struct ServedArgs {
     /// Number or id of a disk; all of them when nothing is said
     #[arg(long, value_name = "N|ID")]
     pub disk: Option<String>,
+    /// One disk with an NTFS volume that holds the `.vhdx` of each disk, in place of the disks
+    #[arg(long, conflicts_with = "disk")]
+    pub volume: bool,
     /// Take writes, and keep them encrypted in this folder; the point stays as it is
     ///
     /// What is there from before is gone on with, after a crash too. Deleting the folder discards the writes.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use backup::{PointDisk, select_point};
 use serde_json::{Value, json};
-use serve::{BaseError, LayeredDevice, Session, State};
+use serve::{BaseError, LayeredDevice, Session, SessionError, State, disk_id_of, volume_id};
 
 use super::restore::find_disk;
 use crate::cli::{ServeCommand, ServeIscsiArgs, ServeNbdArgs, ServedArgs};
@@ -15,7 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
 use crate::serving::{
-    IscsiPlace, Offer, Place, Sources, Transport, authentication, disk_name, identity_of, read_bytes, target_name,
+    IscsiPlace, Item, Offer, Place, Sources, Transport, authentication, disk_name, identity_of, read_bytes, target_name,
 };
 use crate::units::{size, visible};
 
@@ -71,14 +71,18 @@ fn serve(
         None => description.disks.clone(),
     };
     let sources = Sources::open(repo, point, description, &arguments.cache).attempt(what, &*on)?;
-    let served = Served::open(&sources, &disks, arguments, guest_is_elsewhere, what)?;
+    let id = session_id(&sources, arguments).attempt(what, &*on)?;
+    let shown = if arguments.volume { vec![Shown::Volume] } else { disks.iter().map(Shown::Disk).collect() };
+    let items: Vec<Item<'_>> = shown.iter().map(|shown| shown.item(&sources, id)).collect();
+    let served = Served::open(&sources, &items, arguments, id, guest_is_elsewhere, what)?;
+    drop(items);
     let id = served.session.as_ref().map_or(sources.point.id.clone(), |session| session.describe().session);
-    let offers = served.offers(&sources, &disks, &id);
+    let offers = served.offers(&sources, &shown, &id);
     let transport = Transport::listen(place(&id), &offers, what)?;
     if let Some(session) = served.session.as_ref().filter(|session| !session.state().is_serving()) {
         session.serving().attempt(what, &*on)?;
     }
-    announce(context, &sources, &disks, &offers, &transport, arguments);
+    announce(context, &sources, &shown, &offers, &transport, arguments);
 
     let interrupt = Interrupt::watch();
     let begun = Instant::now();
@@ -123,16 +127,16 @@ pub fn tell(problems: Vec<String>, told: &mut Vec<String>) {
 fn announce(
     context: &Context,
     sources: &Sources,
-    disks: &[PointDisk],
+    shown: &[Shown<'_>],
     offers: &[Offer],
     transport: &Transport,
     arguments: &ServedArgs,
 ) {
-    let shown: Vec<(usize, &PointDisk, &Offer, String)> = disks
+    let shown: Vec<(usize, &Shown<'_>, &Offer, String)> = shown
         .iter()
         .zip(offers)
         .enumerate()
-        .map(|(nth, (disk, offer))| (nth, disk, offer, transport.uri(nth, offer)))
+        .map(|(nth, (shown, offer))| (nth, shown, offer, transport.uri(nth, offer)))
         .collect();
     if context.global.json {
         let mut told = json!({
@@ -142,11 +146,11 @@ fn announce(
             "vm_name": sources.point.vm_name,
             "writes": arguments.writes.as_ref().map(|folder| folder.display().to_string()),
         });
-        let each = |(nth, disk, offer, uri): &(usize, &PointDisk, &Offer, String)| {
+        let each = |(nth, shown, offer, uri): &(usize, &Shown<'_>, &Offer, String)| {
             let mut one = json!({
                 "uri": uri,
-                "disk": disk.number,
-                "virtual_disk_id": disk.virtual_disk_id,
+                "disk": shown.disk().map(|disk| disk.number),
+                "virtual_disk_id": shown.disk().map(|disk| &disk.virtual_disk_id),
                 "size_bytes": offer.device.size_bytes(),
             });
             match transport {
@@ -171,13 +175,16 @@ fn announce(
         json_line(&told);
         return;
     }
-    for (_, disk, offer, uri) in &shown {
+    for (_, shown, offer, uri) in &shown {
         if context.global.quiet {
             line(uri);
         } else {
-            let slot = &disk.slot;
             let bytes = size(offer.device.size_bytes());
-            line(&visible(&format!("serving  {uri}   disk {}, {slot}, {bytes}", disk.number)));
+            let text = match shown {
+                Shown::Disk(disk) => format!("disk {}, {}, {bytes}", disk.number, disk.slot),
+                Shown::Volume => format!("NTFS volume, {bytes}, with {} .vhdx", sources.description.disks.len()),
+            };
+            line(&visible(&format!("serving  {uri}   {text}")));
         }
     }
     if let Transport::Iscsi { portal, .. } = transport
@@ -190,6 +197,50 @@ fn announce(
     note(&visible(&format!("until    Ctrl+C; {writes}")));
 }
 
+/// What one device is.
+enum Shown<'a> {
+    /// A disk of the VM.
+    Disk(&'a PointDisk),
+    /// A volume with all of them as files.
+    Volume,
+}
+
+impl Shown<'_> {
+    fn disk(&self) -> Option<&PointDisk> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Volume => None,
+        }
+    }
+
+    fn name(&self) -> String {
+        self.disk().map_or("volume".to_owned(), disk_name)
+    }
+
+    fn item<'s>(&'s self, sources: &'s Sources, id: [u8; 16]) -> Item<'s> {
+        match self {
+            Self::Disk(disk) => {
+                let open = Box::new(|| sources.base(disk));
+                Item { id: disk_id_of(disk), name: self.name(), open }
+            }
+            Self::Volume => Item { id: volume_id(), name: self.name(), open: Box::new(move || sources.volume(id)) },
+        }
+    }
+}
+
+/// The id of the session that is there, of a new one, or where nothing is written the point's: what is made up for a
+/// volume follows from it.
+fn session_id(sources: &Sources, arguments: &ServedArgs) -> Result<[u8; 16], SessionError> {
+    let of_text = |text: &str| u128::from_str_radix(text, 16).unwrap_or_default().to_be_bytes();
+    Ok(match &arguments.writes {
+        None => of_text(&sources.point.id),
+        Some(folder) => match serve::read_session(folder)? {
+            Some(state) => of_text(&state.session),
+            None => serve::new_session_id(),
+        },
+    })
+}
+
 /// Devices in the order of their disks, with the session they belong to.
 struct Served {
     devices: Vec<Arc<LayeredDevice>>,
@@ -199,26 +250,25 @@ struct Served {
 impl Served {
     fn open(
         sources: &Sources,
-        disks: &[PointDisk],
+        items: &[Item<'_>],
         arguments: &ServedArgs,
+        id: [u8; 16],
         guest_is_elsewhere: bool,
         what: &str,
     ) -> Result<Self, Failure> {
         let Some(folder) = &arguments.writes else {
-            let devices: Result<_, BaseError> = disks.iter().map(|disk| sources.read_only(disk)).collect();
+            let devices: Result<_, BaseError> = items.iter().map(|item| sources.read_only(item)).collect();
             let devices = devices.attempt(what, sources.repo.display_name())?;
             return Ok(Self { devices, session: None });
         };
         let on = folder.display().to_string();
-        let new = serve::new_session_id();
-        let session = sources.session(disks, folder, new, guest_is_elsewhere, &|disk| sources.base(disk));
-        let session = session.attempt(what, &*on)?;
+        let session = sources.session(items, folder, id, guest_is_elsewhere).attempt(what, &*on)?;
         if session.state() == State::NeedsRestart && !arguments.guest_restarted {
             let why = "power was lost here under a guest of another machine: it may rely on writes that are gone";
             return Err(Failure::new(what, on, Code::NotConfirmed, why)
                 .with_steps(&["stop or restart the VM, then say --guest-restarted", "delete the folder"]));
         }
-        if session.disks().count() != disks.len() {
+        if session.disks().count() != items.len() {
             let why = "the session there serves other disks than those asked for";
             return Err(Failure::new(what, on, Code::Usage, why)
                 .with_steps(&["give the same --disk as when it was begun", "give --writes another folder"]));
@@ -227,16 +277,17 @@ impl Served {
         Ok(Self { devices, session: Some(session) })
     }
 
-    fn offers(&self, sources: &Sources, disks: &[PointDisk], id: &str) -> Vec<Offer> {
-        let offer = |(disk, device): (&PointDisk, &Arc<LayeredDevice>)| Offer {
-            name: disk_name(disk),
-            description: format!("{} disk {} of point {}", sources.point.vm_name, disk.number, sources.point.id),
+    fn offers(&self, sources: &Sources, shown: &[Shown<'_>], id: &str) -> Vec<Offer> {
+        let offer = |(shown, device): (&Shown<'_>, &Arc<LayeredDevice>)| Offer {
+            name: shown.name(),
+            description: format!("{} {} of point {}", sources.point.vm_name, shown.name(), sources.point.id),
             device: device.clone(),
             read_only: self.session.is_none(),
-            sector_bytes: disk.logical_sector_bytes,
-            identity: format!("{id}/{}", disk.virtual_disk_id),
+            is_thin: shown.disk().is_some(),
+            sector_bytes: shown.disk().map_or(512, |disk| disk.logical_sector_bytes),
+            identity: format!("{id}/{}", shown.disk().map_or("volume", |disk| &disk.virtual_disk_id)),
         };
-        disks.iter().zip(&self.devices).map(offer).collect()
+        shown.iter().zip(&self.devices).map(offer).collect()
     }
 
     fn tend(&self) -> Vec<String> {

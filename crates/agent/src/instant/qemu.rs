@@ -10,7 +10,7 @@ use super::record::{CHAP_SECRET, Record, RecordedDisk, Served};
 /// How long QEMU holds a guest's requests while it connects again.
 const RECONNECT_SECONDS: u32 = 60;
 /// Firmware of generation 2, where Debian and its descendants put it.
-const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
+pub const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// What a disk is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

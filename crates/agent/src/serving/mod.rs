@@ -5,5 +5,5 @@ mod sources;
 mod transport;
 
 pub use login::authentication;
-pub use sources::{Sources, disk_name, read_bytes};
+pub use sources::{Item, Sources, disk_name, read_bytes};
 pub use transport::{IscsiPlace, Offer, Place, Transport, identity_of, target_name};

@@ -8,12 +8,22 @@ use kopia_repo::Repository;
 use serde_json::{Value, json};
 use serve::overlay::OverlayOptions;
 use serve::{
-    About, BaseError, BootSet, CachedBase, DiskBase, DiskCache, DiskState, LayeredDevice, MemoryCache, Metrics,
-    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, disk_id_of, os_boot_id, overlay_secret,
+    About, Base, BaseError, BootSet, CachedBase, DiskBase, DiskCache, DiskState, LayeredDevice, MemoryCache, Metrics,
+    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, VolumeBase, os_boot_id, overlay_secret,
     read_boot_set,
 };
 
 use crate::cli::CacheArgs;
+
+/// A disk that a session is to serve.
+pub struct Item<'a> {
+    /// Its id in the session.
+    pub id: [u8; 16],
+    /// The name it is served under.
+    pub name: String,
+    /// Opens its base.
+    pub open: Box<dyn Fn() -> Result<DiskBase, BaseError> + 'a>,
+}
 
 /// A point that is opened to be served.
 pub struct Sources {
@@ -48,23 +58,47 @@ impl Sources {
         Ok(Self { repo, point, description, metrics: Arc::new(Metrics::default()), boot_set, cache, memory })
     }
 
+    /// Segments that the last boot of this VM read; `None` when it was never watched.
+    pub fn boot_segments(&self) -> Option<usize> {
+        let set = self.boot_set.as_ref()?;
+        Some(self.description.disks.iter().map(|disk| set.order(&disk.virtual_disk_id, disk.segment_bytes).len()).sum())
+    }
+
     /// A disk, as its backup left it.
     pub fn base(&self, disk: &PointDisk) -> Result<DiskBase, BaseError> {
-        let failed = |error: &dyn std::fmt::Display| BaseError {
+        let order = self.boot_set.as_ref().map_or(&[][..], |set| set.order(&disk.virtual_disk_id, disk.segment_bytes));
+        self.through_memory(Arc::new(self.point_base(disk)?), order)
+    }
+
+    /// A volume that holds the `.vhdx` of each disk; `id` is the session's, or without one the point's.
+    pub fn volume(&self, id: [u8; 16]) -> Result<DiskBase, BaseError> {
+        let disks = self.description.disks.iter().map(|disk| self.point_base(disk)).collect::<Result<_, _>>()?;
+        let volume = VolumeBase::new(id, &self.description, disks).map_err(|error| BaseError {
+            is_unreachable: false,
+            message: format!("make a volume of the point: {error}"),
+        })?;
+        self.through_memory(Arc::new(volume), &[])
+    }
+
+    fn point_base(&self, disk: &PointDisk) -> Result<PointBase, BaseError> {
+        let object = self.point.open_disk(&self.repo, disk).map_err(|error| BaseError {
             is_unreachable: false,
             message: format!("open disk {} of the point: {error}", disk.number),
-        };
-        let object = self.point.open_disk(&self.repo, disk).map_err(|error| failed(&error))?;
-        let base = Arc::new(PointBase::new(object, disk, self.cache.clone()));
+        })?;
+        Ok(PointBase::new(object, disk, self.cache.clone()))
+    }
+
+    fn through_memory(&self, base: Arc<dyn Base>, boot_set: &[u64]) -> Result<DiskBase, BaseError> {
         let base = Arc::new(CachedBase::new(base, self.memory.clone(), self.metrics.clone()));
-        let order = self.boot_set.as_ref().map_or(&[][..], |set| set.order(&disk.virtual_disk_id, disk.segment_bytes));
-        let prefetch = Prefetch::start(base.clone(), self.metrics.clone(), order).map_err(|error| failed(&error))?;
+        let prefetch = Prefetch::start(base.clone(), self.metrics.clone(), boot_set);
+        let prefetch = prefetch
+            .map_err(|error| BaseError { is_unreachable: false, message: format!("start to fetch ahead: {error}") })?;
         Ok(DiskBase { base, prefetch: Some(prefetch) })
     }
 
     /// A disk that is only read.
-    pub fn read_only(&self, disk: &PointDisk) -> Result<Arc<LayeredDevice>, BaseError> {
-        let DiskBase { base, prefetch } = self.base(disk)?;
+    pub fn read_only(&self, item: &Item<'_>) -> Result<Arc<LayeredDevice>, BaseError> {
+        let DiskBase { base, prefetch } = (item.open)()?;
         let device = LayeredDevice::new(base, None, self.metrics.clone());
         Ok(Arc::new(match prefetch {
             Some(prefetch) => device.with_prefetch(prefetch),
@@ -72,14 +106,13 @@ impl Sources {
         }))
     }
 
-    /// The session in `folder`: the one that is there, or a new one with the id `new`. `open` gives the base of a disk.
+    /// The session in `folder`: the one that is there, or a new one with the id `new`.
     pub fn session(
         &self,
-        disks: &[PointDisk],
+        items: &[Item<'_>],
         folder: &Path,
         new: [u8; 16],
         guest_is_elsewhere: bool,
-        open: &dyn Fn(&PointDisk) -> Result<DiskBase, BaseError>,
     ) -> Result<Session, SessionError> {
         let parts = SessionParts {
             folder: folder.to_owned(),
@@ -91,20 +124,19 @@ impl Sources {
         };
         if folder.join(serve::STATE_NAME).exists() {
             let base_of = |state: &DiskState| {
-                let disk = disks.iter().find(|disk| serve::id_text(&disk_id_of(disk)) == state.disk);
-                let Some(disk) = disk else {
+                let Some(item) = items.iter().find(|item| serve::id_text(&item.id) == state.disk) else {
                     let message = format!("{} is not among the disks of this point that were asked for", state.name);
                     return Err(BaseError { is_unreachable: false, message });
                 };
-                open(disk)
+                (item.open)()
             };
             return Session::resume(parts, &base_of);
         }
         let about = About { point_id: self.point.id.clone(), vm_id: self.point.vm_id.clone(), guest_is_elsewhere };
-        let new_disk = |disk: &PointDisk| -> Result<NewDisk, BaseError> {
-            Ok(NewDisk { disk: disk_id_of(disk), name: disk_name(disk), base: open(disk)? })
+        let new_disk = |item: &Item<'_>| -> Result<NewDisk, BaseError> {
+            Ok(NewDisk { disk: item.id, name: item.name.clone(), base: (item.open)()? })
         };
-        let disks = disks.iter().map(new_disk).collect::<Result<_, _>>()?;
+        let disks = items.iter().map(new_disk).collect::<Result<_, _>>()?;
         Session::create(parts, new, &about, disks)
     }
 }

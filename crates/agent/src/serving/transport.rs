@@ -45,6 +45,8 @@ pub struct Offer {
     pub device: Arc<dyn Device>,
     /// Every write is refused.
     pub read_only: bool,
+    /// Initiators may give space back. Not on a volume: Windows moves files about on thin disks (spec B.12).
+    pub is_thin: bool,
     /// Logical sectors of the guest's disk.
     pub sector_bytes: u32,
     /// What its serial number follows from.
@@ -160,7 +162,7 @@ fn listen_iscsi(place: IscsiPlace, offers: &[Offer], what: &str) -> Result<Trans
         let block_size = if offer.sector_bytes == 4096 { BlockSize::N4096 } else { BlockSize::E512 };
         let options = UnitOptions {
             block_size,
-            provisioning: Provisioning::Thin,
+            provisioning: if offer.is_thin { Provisioning::Thin } else { Provisioning::Thick },
             read_only: offer.read_only,
             identity: identity_of(offer),
         };

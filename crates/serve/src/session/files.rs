@@ -54,17 +54,25 @@ pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
     remove_session(folder).map_err(failed("remove", folder))
 }
 
-/// The state goes last: until then the rest can be found again.
+/// The state goes last: until then the rest can be found again. What another process has removed meanwhile is gone.
 pub(super) fn remove_session(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
-            std::fs::remove_dir_all(&path)?;
+            gone(std::fs::remove_dir_all(&path))?;
         } else if path.file_name().is_some_and(|name| name != STATE_NAME) {
-            std::fs::remove_file(&path)?;
+            gone(std::fs::remove_file(&path))?;
         }
     }
-    std::fs::remove_dir_all(folder)
+    gone(std::fs::remove_dir_all(folder))
 }
 
 /// So that nobody else does anything to a session, as long as the file is open.

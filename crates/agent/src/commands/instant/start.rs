@@ -10,7 +10,7 @@ use backup::{PointDisk, select_point};
 use iscsi::{Authentication, Credentials, Secret};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use serve::{Prefetch, State};
+use serve::{Prefetch, State, disk_id_of};
 
 use super::{session_json, short, uri};
 use crate::cli::{InstantStartArgs, TransportArg};
@@ -24,7 +24,7 @@ use crate::instant::{
 use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
-use crate::serving::{IscsiPlace, Offer, Place, Sources, Transport, disk_name, read_bytes, target_name};
+use crate::serving::{IscsiPlace, Item, Offer, Place, Sources, Transport, disk_name, read_bytes, target_name};
 use crate::units::{size, visible};
 
 /// How often it is looked whether something is wanted.
@@ -98,13 +98,20 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
     }
 
     let watched: RefCell<Vec<(PointDisk, Arc<Prefetch>)>> = RefCell::default();
-    let open = |disk: &PointDisk| {
-        let base = sources.base(disk)?;
-        watched.borrow_mut().extend(base.prefetch.clone().map(|prefetch| (disk.clone(), prefetch)));
-        Ok(base)
+    let item = |disk: &PointDisk| {
+        let (disk, watched, sources) = (disk.clone(), &watched, &sources);
+        let (id, name) = (disk_id_of(&disk), disk_name(&disk));
+        let open = Box::new(move || {
+            let base = sources.base(&disk)?;
+            watched.borrow_mut().extend(base.prefetch.clone().map(|prefetch| (disk.clone(), prefetch)));
+            Ok(base)
+        });
+        Item { id, name, open }
     };
+    let items: Vec<Item<'_>> = disks.iter().map(item).collect();
     // The sockets and addresses that are served without more are this machine's.
-    let session = sources.session(&disks, &folder, id, false, &open).attempt(&*what, &*on)?;
+    let session = sources.session(&items, &folder, id, false).attempt(&*what, &*on)?;
+    drop(items);
     let offers: Vec<Offer> = session
         .disks()
         .zip(&disks)
@@ -113,6 +120,7 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
             description: format!("{} disk {}, instant session {}", record.vm_name, disk.number, short(&record.session)),
             device: device.clone(),
             read_only: false,
+            is_thin: true,
             sector_bytes: disk.logical_sector_bytes,
             identity: format!("{}/{}", record.session, disk.virtual_disk_id),
         })

@@ -24,6 +24,8 @@ use crate::units::visible;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A keeper looks twenty times a second; one that has not taken up what is wanted by then is told of.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(20);
+/// How long the files of a session that has ended may take to be removed.
+const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 
 /// `instant move`
 pub fn move_disks(context: &Context, arguments: &InstantMoveArgs) -> Result<Outcome, Failure> {
@@ -99,7 +101,11 @@ fn end(found: &Found, what: &str) -> Result<(), Failure> {
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    // The keeper has done it, or died before it could.
+    // The keeper removes the session's files after it has let go of it, or it died before it could.
+    let begun = Instant::now();
+    while found.is_served && found.folder.exists() && begun.elapsed() < REMOVED_WITHIN {
+        std::thread::sleep(LOOK_EVERY);
+    }
     if found.folder.exists() { serve::discard_session(&found.folder).attempt(what, on) } else { Ok(()) }
 }
 
