@@ -74,12 +74,16 @@ fn run(test: &str, transport: &str, finish: Finish, kills: u32) {
         keeper.is_killed(&desk);
         guest.goes_on();
     }
-    guest.keep_busy();
+    println!("running after {:.0} s", begun.elapsed().as_secs_f64());
+    // A guest that never rests takes the better part of a minute to be drained.
+    guest.keep_busy(if kills < 10 { 250 } else { 0 });
     let file = desk.path("vms/guest-disk0.raw");
     let acked = match finish {
         Finish::Ours => {
             keeper.moves(&desk, &guest, kills - killed_at_rest);
+            println!("local after {:.0} s", begun.elapsed().as_secs_f64());
             let acked = guest.stop();
+            println!("stopped after {:.0} s", begun.elapsed().as_secs_f64());
             assert_eq!(keeper.result()["ending"], "finished");
             acked
         }
@@ -138,12 +142,14 @@ impl Guest {
             assert!(begun.elapsed() < PATIENCE, "the guest hangs: {}", self.machine.said());
             std::thread::sleep(Duration::from_millis(100));
         }
+        println!("it goes on after {:.1} s", begun.elapsed().as_secs_f64());
     }
 
-    /// From now on it writes as much as it can.
-    fn keep_busy(&self) {
+    /// From now on it writes 1.5 MiB at a time, with a rest in between.
+    fn keep_busy(&self, rest_ms: u32) {
         let round = "dd if=/data/payload.bin of=/data/busy bs=64k seek=$((n % 97)) count=24 conv=notrunc,fsync";
-        self.agent.shell(&format!("(n=0; while {round}; do n=$((n + 7)); done) > /dev/null 2>&1 &"));
+        self.agent
+            .shell(&format!("(n=0; while {round}; do n=$((n + 7)); usleep {rest_ms}000; done) > /dev/null 2>&1 &"));
     }
 
     /// Frozen, so that the file system is whole, and then cut off; gives the last record that was acknowledged.
@@ -173,7 +179,7 @@ impl Keeper {
     fn start(desk: &Desk, arguments: &[&str]) -> Self {
         let mut command = desk.command(["instant", "start", "--host", "qemu", "--json", "--state", "sessions"]);
         // Longer than QEMU takes to come back after a kill.
-        command.args(["--linger", "8s"]).args(arguments);
+        command.args(["--linger", "6s"]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("it tells what it serves").unwrap();
