@@ -139,10 +139,17 @@ impl Shared {
         if self.stops.load(Ordering::Relaxed) {
             return Err(MoveError::Stopped);
         }
-        if step == Step::GrainCopied {
-            let rest = self.pace.lock().expect("no panic while held").moved(GRAIN_BYTES);
-            self.rest(rest);
-        }
+        let mut pace = self.pace.lock().expect("no panic while held");
+        let rest = match step {
+            Step::GrainCopied => pace.moved(GRAIN_BYTES),
+            Step::GrainSkipped => {
+                pace.skipped(GRAIN_BYTES);
+                Duration::ZERO
+            }
+            _ => Duration::ZERO,
+        };
+        drop(pace);
+        self.rest(rest);
         Ok(())
     }
 

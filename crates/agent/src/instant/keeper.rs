@@ -55,7 +55,7 @@ impl Keeper {
     ) -> Result<Ending, Failure> {
         let what = "keep the instant session";
         let on = self.folder.display().to_string();
-        let mut mover: Option<Mover> = None;
+        let mut mover: Option<(Mover, u64)> = None;
         let mut figures = Figures { process_id: std::process::id(), ..Figures::default() };
         let (mut last_tended, mut last_needed) = (None::<Instant>, Instant::now());
         let ending = loop {
@@ -78,7 +78,7 @@ impl Keeper {
             }
             if last_tended.is_none_or(|last| last.elapsed() >= TEND_EVERY) {
                 last_tended = Some(Instant::now());
-                self.tend(&mut figures, mover.as_ref());
+                self.tend(&mut figures, mover.as_ref().map(|(mover, _)| mover));
                 figures.write(&self.folder).attempt(what, &*on)?;
                 tell(self.session.state(), &figures);
                 if let Some(boot) = &mut self.boot {
@@ -105,18 +105,22 @@ impl Keeper {
     }
 
     /// The error is for the operator; it is tried again with the next look.
-    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<Mover>) -> Result<(), String> {
+    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<(Mover, u64)>) -> Result<(), String> {
         if let Some(targets) = wanted.move_to.as_ref().filter(|_| self.session.state() == State::Serving) {
             self.session.begin_hydrating(targets).map_err(|error| text_of(&error))?;
         }
         let moves =
             matches!(self.session.state(), State::Hydrating | State::Hydrated | State::Draining | State::Switching);
-        if moves && mover.is_none() {
+        if moves {
             let rate = wanted.bytes_per_second.unwrap_or(DEFAULT_BYTES_PER_SECOND);
-            let begun = Mover::hydrate_only(self.session.clone(), rate);
-            *mover = Some(begun.map_err(|error| format!("move the disks: {error}"))?);
+            if mover.as_ref().is_none_or(|(_, of_mover)| *of_mover != rate) {
+                // The former one ends first: two would do the same work.
+                *mover = None;
+                let begun = Mover::hydrate_only(self.session.clone(), rate);
+                *mover = Some((begun.map_err(|error| format!("move the disks: {error}"))?, rate));
+            }
         }
-        if let Some(mover) = mover.as_ref().filter(|_| wanted.switch) {
+        if let Some((mover, _)) = mover.as_ref().filter(|_| wanted.switch) {
             mover.switch();
         }
         Ok(())
