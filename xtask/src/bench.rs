@@ -5,6 +5,7 @@
 
 mod contenders;
 mod scaling;
+mod serving;
 mod source_disk;
 
 use std::fs;
@@ -20,7 +21,7 @@ use crate::disk_content::{expect_content, sha256_of_file};
 use crate::figures::{size, table};
 use crate::folder::{disk_usage_bytes, make_empty, remove};
 use crate::measure::{Measured, measure};
-use crate::options::BenchOptions;
+use crate::options::{BenchOptions, BenchPart};
 use crate::peers::{Install, Peers};
 use crate::process::output_of;
 use crate::report::{heading, seconds};
@@ -39,6 +40,11 @@ pub fn run(options: &BenchOptions) -> Result<ExitCode> {
 
     let agent = Agent::build(&workspace, &folder, "bench")?;
     let cache = Cache { cold: options.cold };
+    if options.part == Some(BenchPart::Serve) {
+        serving::run(&agent, &folder, disk_gib, runs)?;
+        make_empty(&folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if !options.only_scaling {
         heading("peers");
         let peers = Peers::gather(&workspace, if options.offline { Install::Nothing } else { Install::Missing });

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 /// How the demo runs.
 #[derive(Debug, Args)]
@@ -18,9 +18,20 @@ pub struct DemoOptions {
     pub dir: PathBuf,
 }
 
+/// A part of the bench that is not in the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// Reading a point that is served, against NBD and iSCSI servers of a raw file; the time to the first read.
+    Serve,
+}
+
 /// What is measured.
 #[derive(Debug, Args)]
 pub struct BenchOptions {
+    /// Only this part.
+    #[arg(value_enum)]
+    pub part: Option<BenchPart>,
+
     /// One run of everything on a disk of 1 GiB: shows that it works, not how fast.
     #[arg(long)]
     pub quick: bool,

@@ -3,6 +3,7 @@
 mod backup;
 mod global;
 mod host;
+mod instant;
 mod points;
 mod repository;
 mod restore;
@@ -17,11 +18,12 @@ use clap::{Parser, Subcommand};
 pub use self::backup::{BackupArgs, ConsistencyArg};
 pub use self::global::{Color, Global, ProgressStyle};
 pub use self::host::{HostCommand, LabCommand, VmCommand};
+pub use self::instant::{InstantCommand, InstantMoveArgs, InstantStartArgs, StateArgs, TransportArg};
 pub use self::points::{LimitArgs, PointsCommand, RetentionCommand};
 pub use self::repository::{LockModeArg, RepoCommand, SnapshotCommand};
 pub use self::restore::{AuditArgs, FormatArg, LevelArg, RestoreCommand, VerifyArgs, VhdCommand};
 pub use self::restore_vm::RestoreVmArgs;
-pub use self::serve::{ServeCommand, ServeNbdArgs};
+pub use self::serve::{CacheArgs, LoginArgs, ServeCommand, ServeIscsiArgs, ServeNbdArgs, ServedArgs};
 pub use self::service::{ConfigCommand, ServiceCommand};
 
 use self::backup::{BACKUP_EXAMPLES, BACKUP_LONG};
@@ -56,8 +58,7 @@ const TOP_EXAMPLES: &str = "\
 Examples:
   e3-backup-agent repo create /srv/backups
   e3-backup-agent backup DC01 --host local --repo /srv/backups
-  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
-More: `e3-backup-agent COMMAND --help`, `help exit-codes|points|environment|recovery`";
+  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups";
 
 const TOP_LONG: &str = "\
 Examples:
@@ -107,6 +108,9 @@ pub enum Command {
     /// The disks of a point as block devices
     #[command(subcommand)]
     Serve(ServeCommand),
+    /// Run a VM straight from a point, while its disks move to where they stay
+    #[command(subcommand)]
+    Instant(InstantCommand),
     /// Prove that points can be restored
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),

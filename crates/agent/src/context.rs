@@ -24,6 +24,9 @@ pub const PROGRAM: &str = concat!("e3-backup-agent ", env!("CARGO_PKG_VERSION"))
 /// How long a backup asks a store that does not answer: its work so far is lost if it gives up.
 const PATIENCE_OF_BACKUPS: Duration = Duration::from_secs(30 * 60);
 
+/// How long a read that a guest waits for may ask a store that does not answer.
+const PATIENCE_OF_GUESTS: Duration = Duration::from_secs(25);
+
 /// Flags, environment and configuration.
 pub struct Context {
     /// The flags.
@@ -70,6 +73,14 @@ impl Context {
     /// Opens the repository for a command.
     pub fn repository(&self) -> Result<Arc<Repository>, Failure> {
         self.repository_at(&self.location(None)?)
+    }
+
+    /// Opens the repository for disks that guests run on: what they ask is answered within half a minute, at the worst
+    /// by saying that it is not there now (spec block-serving B.12).
+    pub fn repository_for_serving(&self) -> Result<Arc<Repository>, Failure> {
+        let policy =
+            RetryPolicy { give_up_after: self.global.timeout.unwrap_or(PATIENCE_OF_GUESTS), ..RetryPolicy::default() };
+        self.open_repository(&self.location(None)?, None, &Throttles::new(&self.limits()), policy)
     }
 
     /// Opens a repository for backups.

@@ -58,11 +58,6 @@ impl Failure {
         self
     }
 
-    /// The same of another attempt.
-    pub fn with_what(self, what: &str) -> Self {
-        Self { what: what.into(), ..self }
-    }
-
     /// The same as another kind.
     pub fn with_code(self, code: Code) -> Self {
         Self { code, ..self }

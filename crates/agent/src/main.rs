@@ -17,6 +17,7 @@ mod confirm;
 mod context;
 mod failure;
 mod host;
+mod instant;
 mod interrupt;
 mod lab_hooks;
 mod limits;
@@ -26,6 +27,7 @@ mod password;
 mod progress;
 mod restores;
 mod service;
+mod serving;
 mod topics;
 mod units;
 
@@ -85,6 +87,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Retention(command) => commands::retention::run(&context, command),
         Command::Restore(command) => commands::restore::run(&context, command),
         Command::Serve(command) => commands::serve::run(&context, command),
+        Command::Instant(command) => commands::instant::run(&context, command),
         Command::Verify(arguments) => commands::verify::run(&context, &arguments),
         Command::Snapshot(command) => commands::snapshot::run(&context, command),
         Command::Status => commands::status::run(&context),

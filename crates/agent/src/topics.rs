@@ -57,7 +57,10 @@ Environment
 
   E3_REPOSITORY        repository URL; --repo goes before it
   E3_PASSWORD          repository password; --password-file goes before it
-  E3_HOST              local or lab:DIR; --host goes before it
+  E3_HOST              local or lab:DIR, for `instant` qemu; --host goes before it
+  E3_STATE             folder of instant sessions in place of the machine's own; --state goes before it
+  E3_CHAP_SECRET, E3_MUTUAL_CHAP_SECRET
+                       login secrets of `serve iscsi`; --chap-secret-file and --mutual-chap-secret-file go before them
   E3_CONFIG            configuration file in place of the user's own; --config goes before it
   E3_LOG               filter of traces, such as info or backup=debug; -v goes without it
   NO_COLOR             no colour
@@ -85,7 +88,11 @@ no old host, no database. The password is never stored: give the file, or the pr
 Before the last: the same with --dry-run says what is in the way, without touching anything. --same-id makes the VM itself
 instead of a copy; --network OLD=NEW connects it; --power-on starts it. See `restore vm --help`.
 
-No Hyper-V at hand: restore the disks to files, and attach them anywhere.
+No Hyper-V at hand: run the VM straight from the backup under QEMU, in seconds; see docs/instant-restore.md.
+
+  e3-backup-agent instant start VM@latest --host qemu --password-file kit.txt
+
+Or restore the disks to files, and attach them anywhere.
 
   e3-backup-agent restore disk VM@latest --disk 0 --to disk0.vhdx --password-file kit.txt
 

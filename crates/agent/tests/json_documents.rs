@@ -52,7 +52,12 @@ fn documents_have_the_fields_that_are_documented() {
     let serve = ["serve", "nbd", "DC01@1", "--listen", "127.0.0.1:0", "--for", "1s"];
     let served = finish(desk.command(serve).arg("--json")).json_lines();
     check("serve nbd, what is served", &served[0]);
-    check("serve nbd", &served[1]);
+    check("serve nbd, serve iscsi", &served[1]);
+    let serve = ["serve", "iscsi", "DC01@1", "--listen", "127.0.0.1:0", "--for", "1s"];
+    let served = finish(desk.command(serve).arg("--json")).json_lines();
+    check("serve iscsi, what is served", &served[0]);
+    check("serve nbd, serve iscsi", &served[1]);
+    instant(&desk, &mut check);
     let restore = ["restore", "vm", "DC01@1", "--replace", "--confirm", "DC01"];
     check("restore vm, plan", &desk.json(0, restore.into_iter().chain(["--dry-run"])));
     check("restore vm", &desk.json(0, restore));
@@ -80,6 +85,26 @@ fn documents_have_the_fields_that_are_documented() {
 
     let all: BTreeSet<String> = documented.keys().cloned().collect();
     assert_eq!(seen, all, "every documented document was compared");
+}
+
+/// A session from its beginning to its end.
+fn instant(desk: &Desk, check: &mut impl FnMut(&'static str, &Value)) {
+    let call = |arguments: &[&str]| desk.command([arguments, &["--state", "sessions", "--json"]].concat());
+    let start = ["instant", "start", "DC01@1", "--host", "qemu", "--listen", "127.0.0.1:0", "--for", "5s"];
+    let keeper = call(&start).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let answer = |arguments: &[&str]| finish(&mut call(arguments)).json();
+    let is_served = |list: &Value| list["sessions"][0]["is_served"] == true;
+    let list = (0..1000).map(|_| answer(&["instant", "list"])).find(is_served).expect("a session that is served");
+    check("instant list", &list);
+    // Not all of it need be well on the machine of a test.
+    check("host check, with --host qemu", &answer(&["host", "check", "--host", "qemu"]));
+    check("instant move, switch, discard", &answer(&["instant", "move", "DC01", "--to", "vms"]));
+    check("instant show", &answer(&["instant", "show", "DC01"]));
+    let said = String::from_utf8(keeper.wait_with_output().unwrap().stdout).unwrap();
+    let said: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    check("instant start, what is served", &said[0]);
+    check("instant start", &said[1]);
+    check("instant move, switch, discard", &answer(&["instant", "discard", "DC01", "--confirm", "DC01"]));
 }
 
 /// `service status` and `status`, as soon as an agent has looked at its jobs.

@@ -1,4 +1,4 @@
-//! `serve nbd`, as its clients and its operator meet it.
+//! `serve nbd` and `serve iscsi`, as their clients and its operator meet it.
 #![cfg(unix)]
 
 mod support;
@@ -20,8 +20,11 @@ struct Serving {
 
 impl Serving {
     fn start(desk: &Desk, more: &[&str]) -> Self {
-        let mut command = desk.command(["serve", "nbd", "DC01@latest", "--json"]);
-        let mut child = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
+        Self::of(desk.command(["serve", "nbd", "DC01@latest", "--json"]).args(more))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("it tells what it serves").unwrap();
         Self { child, lines, first: serde_json::from_str(&first).unwrap() }
@@ -145,4 +148,142 @@ fn what_cannot_be_served_is_refused() {
     assert!(run.stderr.contains("not the one that the guest has written over"), "{run:?}");
     let serving = ["serve", "nbd", "DC01@1", "--socket", "s.sock", "--writes"];
     desk.fails(5, "TARGET_EXISTS", serving.into_iter().chain(["DC01-1.raw"]));
+}
+
+/// An initiator of libiscsi's, as a person would try it.
+fn logs_in(uri: &str) -> bool {
+    let run = Command::new("iscsi-readcapacity16").arg(uri).output().unwrap();
+    run.status.success() && String::from_utf8_lossy(&run.stdout).contains("Total size:8388608")
+}
+
+#[test]
+fn a_point_is_served_over_iscsi_to_those_who_log_in() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 8, 1);
+    desk.ok(["backup", "DC01"]);
+    let refused = |more: &[&str], text: &str| {
+        let call = ["serve", "iscsi", "DC01@latest", "--for", "1s"].into_iter().chain(more.iter().copied());
+        let run = desk.fails(2, "USAGE", call);
+        assert!(run.stderr.contains(text), "{run:?}");
+    };
+    std::fs::write(desk.path("secret"), "secretsecret12\n").unwrap();
+    std::fs::write(desk.path("short"), "secret\n").unwrap();
+    refused(&["--listen", "0.0.0.0:0"], "CHAP");
+    refused(&["--chap-user", "alice"], "E3_CHAP_SECRET");
+    refused(&["--chap-user", "alice", "--chap-secret-file", "nowhere"], "--chap-secret-file");
+    refused(&["--chap-user", "alice", "--chap-secret-file", "short"], "at least 12");
+    let both = ["--chap-user", "alice", "--chap-secret-file", "secret", "--mutual-chap-user", "target1"];
+    refused(&[&both[..], &["--mutual-chap-secret-file", "secret"]].concat(), "differ");
+    refused(&["--listen", "127.0.0.1:0", "--target", "dc01"], "iqn.");
+
+    let serving = |more: &[&str]| {
+        let mut command = desk.command(["serve", "iscsi", "DC01@latest", "--json", "--listen", "127.0.0.1:0"]);
+        Serving::of(command.args(both).args(more).env("E3_MUTUAL_CHAP_SECRET", "mutualsecret12"))
+    };
+    let first = serving(&[]);
+    let (uri, target) = (first.first["units"][0]["uri"].as_str().unwrap(), first.first["target"].as_str().unwrap());
+    assert_eq!((&first.first["units"][0]["lun"], &first.first["login"]), (&0.into(), &"mutual-chap".into()));
+    assert!(target.starts_with("iqn.2026-01.internal.e3:"), "{target}");
+    let has_initiators = is_there("a_point_is_served_over_iscsi_to_those_who_log_in")
+        && Command::new("iscsi-readcapacity16").arg("--help").output().is_ok();
+    if !has_initiators {
+        eprintln!("skipped initiators: iscsi-readcapacity16 is not there (package libiscsi-bin)");
+        first.stop();
+        return;
+    }
+    let with = |login: &str| uri.replace("iscsi://", &format!("iscsi://{login}"));
+    assert!(logs_in(&with("alice%secretsecret12@")));
+    assert!(logs_in(&format!("{}?target_user=target1&target_password=mutualsecret12", with("alice%secretsecret12@"))));
+    assert!(!logs_in(uri), "without a login");
+    assert!(!logs_in(&with("alice%secretsecret13@")), "with a wrong secret");
+    assert!(!logs_in(&format!("{}?target_user=target1&target_password=mutualsecret13", with("alice%secretsecret12@"))));
+    let point = with("alice%secretsecret12@");
+    assert!(
+        qemu(&desk, "qemu-img", &["compare", "-f", "raw", "-F", "raw", &point, "DC01-1.raw"]).contains("identical")
+    );
+    first.stop();
+
+    let serving = |more: &[&str]| {
+        let mut command = desk.command(["serve", "iscsi", "DC01@latest", "--json", "--writes", "writes"]);
+        Serving::of(command.args(more))
+    };
+    let first = serving(&["--listen", "127.0.0.1:0"]);
+    let uri = first.first["units"][0]["uri"].as_str().unwrap().to_owned();
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x77 1M 64k", "-c", "write -z 4M 1M", &uri]);
+    let (portal, unit) = (first.first["portal"].as_str().unwrap().to_owned(), first.first["units"][0].clone());
+    // As `kill -9` does. The same disk is there again, under the same names.
+    drop(first);
+    let second = serving(&["--listen", &portal]);
+    assert_eq!(second.first["units"][0], unit);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "read -P 0x77 1M 64k", "-c", "read -P 0 4M 1M", &uri]);
+    assert!(second.stop()["read_bytes"]["overlay"].as_u64().unwrap() > 0);
+}
+
+/// What other NTFS readers find on the volume is what a restore writes.
+#[test]
+fn a_volume_holds_the_disks_as_files() {
+    let test = "a_volume_holds_the_disks_as_files";
+    let desk = Desk::new();
+    desk.add_vm("DC01", 24, 1);
+    desk.ok(["lab", "add-vm", "lab", "TWO", "--disk", "DC01-1.raw", "--size", "64MiB"]);
+    desk.ok(["backup", "TWO"]);
+    if !is_there(test) || Command::new("ntfscat").arg("--version").output().is_err() {
+        eprintln!("skipped {test}: ntfscat is not there (package ntfs-3g)");
+        return;
+    }
+    let start = |more: &[&str]| {
+        let mut command = desk.command(["serve", "nbd", "TWO@latest", "--json", "--volume", "--socket", "v.sock"]);
+        Serving::of(command.args(more))
+    };
+    let serving = start(&[]);
+    assert_eq!(serving.first["exports"].as_array().unwrap().len(), 1);
+    let volume = serving.uri(0).to_owned();
+    assert!(volume.contains("/volume?"), "{volume}");
+    let copy = |offset: u64, size: u64, name: &str| {
+        let server = format!("file.server.type=unix,file.server.path={}", desk.path("v.sock").display());
+        let source = format!("driver=raw,offset={offset},size={size},file.driver=nbd,{server},file.export=volume");
+        qemu(&desk, "qemu-img", &["convert", "--image-opts", "-O", "raw", &source, name]);
+    };
+    // The first entry of the GPT's table: where the partition begins and ends, in sectors.
+    copy(0, 1 << 20, "head.raw");
+    let head = std::fs::read(desk.path("head.raw")).unwrap();
+    let sector = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
+    let (first, last) = (sector(1024 + 32), sector(1024 + 40));
+    copy(first * 512, (last + 1 - first) * 512, "volume.raw");
+    for disk in ["0", "1"] {
+        desk.ok(["restore", "disk", "TWO@latest", "--disk", disk, "--to", &format!("{disk}.vhdx")]);
+        let cat =
+            Command::new("ntfscat").arg(desk.path("volume.raw")).arg(format!("disk{disk}.vhdx")).output().unwrap();
+        let restored = std::fs::read(desk.path(&format!("{disk}.vhdx"))).unwrap();
+        assert!(
+            cat.stdout == restored,
+            "disk {disk}: {} bytes, {}",
+            cat.stdout.len(),
+            String::from_utf8_lossy(&cat.stderr)
+        );
+        std::fs::write(desk.path("from-volume.vhdx"), cat.stdout).unwrap();
+    }
+    let check = Command::new("ntfsfix").arg("-n").arg(desk.path("volume.raw")).output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    serving.stop();
+    std::fs::remove_file(desk.path("volume.raw")).unwrap();
+
+    // With writes it is a volume of its own, and the same one after a kill.
+    let serving = start(&["--writes", "writes"]);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x77 1G 64k", &volume]);
+    let identity = |uri: &str| {
+        let head = qemu(&desk, "qemu-io", &["-f", "raw", "-c", "read -v 512 64", "-c", "read -P 0x77 1G 64k", uri]);
+        head.lines().filter(|line| line.starts_with("000")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = identity(&volume);
+    assert!(before.len() >= 4, "{before:?}");
+    drop(serving);
+    std::fs::remove_file(desk.path("v.sock")).unwrap();
+    let serving = start(&["--writes", "writes"]);
+    assert_eq!(identity(&volume), before, "the same disk");
+    serving.stop();
+    let other = start(&["--writes", "others"]);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x77 1G 64k", &volume]);
+    assert_ne!(identity(&volume), before, "two sessions may meet on a host");
+    other.stop();
 }

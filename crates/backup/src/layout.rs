@@ -98,6 +98,18 @@ impl Layout {
         start..start + len
     }
 
+    /// Number of the segment that covers an offset of the stream; the inverse of [`Self::segment_range`].
+    pub fn segment_at(&self, offset_bytes: u64) -> u64 {
+        let (bat, payload) = (HEAD_SEGMENTS_BEFORE_BAT * HEAD_SEGMENT_BYTES, self.geometry.head_len_bytes());
+        if offset_bytes < bat {
+            offset_bytes / HEAD_SEGMENT_BYTES
+        } else if offset_bytes < payload {
+            HEAD_SEGMENTS_BEFORE_BAT + (offset_bytes - bat) / BAT_SEGMENT_BYTES
+        } else {
+            self.head_segments() + (offset_bytes - payload) / u64::from(self.segment_bytes)
+        }
+    }
+
     /// Number of the segment that holds part `part` of the block in `slot`.
     pub fn payload_segment(&self, slot: u32, part: u32) -> u64 {
         debug_assert!(part < self.segments_per_block());
@@ -144,6 +156,7 @@ mod tests {
             let mut end = 0;
             for number in 0..layout.segments(slots) {
                 let range = layout.segment_range(number);
+                assert_eq!((layout.segment_at(range.start), layout.segment_at(range.end - 1)), (number, number));
                 assert_eq!(range.start, end, "size {size}, segment {number}");
                 end = range.end;
                 if let Some((slot, part)) = layout.slot_of(number) {

@@ -15,12 +15,11 @@
 //! session (error recovery level 0: a lost connection is logged in again), initiators, and everything about disks that
 //! are no block devices.
 //!
-//! Where to start reading: `device.rs`, then `session.rs` (a state machine without a socket) with `session/task.rs`;
+//! Where to start reading: [`Device`] (it is `block_device`'s, as for every protocol), then `session.rs` (a state machine without a socket) with `session/task.rs`;
 //! `scsi/command.rs` (which commands are granted, a pure function) and `scsi/perform.rs` (what they do); `login.rs`,
 //! another state machine; and last `connection.rs` and `server.rs`, where threads and sockets are. Sources: RFC 7143
 //! for iSCSI, SPC-4 and SBC-3 for SCSI; where they leave a choice, our "spec B".
 
-mod device;
 mod error;
 mod target;
 
@@ -39,7 +38,7 @@ mod memory_device;
 #[cfg(test)]
 mod testing;
 
-pub use device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
+pub use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
 pub use error::{ListenError, TargetError, UnitError};
 pub use memory_device::MemoryDevice;
 pub use scsi::{BlockSize, Identity, Provisioning, UnitOptions};

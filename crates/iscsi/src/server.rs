@@ -145,6 +145,11 @@ impl Server {
         flush([&target]).map(|()| true)
     }
 
+    /// Connections that are open now, those that only ask what there is included.
+    pub fn connections(&self) -> usize {
+        lock(&self.shared.sessions).connections.len()
+    }
+
     /// Ends (spec B.9): lets nobody in, asks every initiator to log out, closes what is left after `grace`, and flushes
     /// every device that takes writes. The error is the first that a flush gave.
     pub fn shutdown(mut self, grace: Duration) -> Result<(), DeviceError> {

@@ -13,12 +13,11 @@
 //! Left out so far: TLS, and with it every address that other machines can reach; extended headers (requests beyond
 //! 4 GiB); resizing; clients.
 //!
-//! Where to start reading: `device.rs`, then `negotiation.rs` (a state machine without a socket), `request.rs` (which
+//! Where to start reading: [`Device`] (it is `block_device`'s, as for every protocol), then `negotiation.rs` (a state machine without a socket), `request.rs` (which
 //! requests are granted, a pure function), `perform.rs`, and last `connection.rs` and `server.rs`, where threads and
 //! sockets are. Source of the protocol: `doc/proto.md` of the NetworkBlockDevice project; where it leaves a choice, our
 //! "spec A".
 
-mod device;
 mod export;
 
 mod wire;
@@ -33,10 +32,7 @@ mod perform;
 mod server;
 mod stream;
 
-mod file_device;
-
-pub use device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
+pub use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, FileDevice, OpenFileError, Zeroing};
 pub use export::{Export, ExportError, Exports};
-pub use file_device::{FileDevice, OpenFileError};
 pub use negotiation::{Agreement, Negotiation, Step};
 pub use server::{ListenError, Server, ServerOptions};

@@ -129,7 +129,8 @@ impl Answering<'_> {
 
 fn errno(error: &DeviceError) -> Errno {
     match error.kind() {
-        DeviceErrorKind::Io => Errno::Io,
+        // NBD has no word for "later": the client is told why, and its own retries decide.
+        DeviceErrorKind::Io | DeviceErrorKind::Unavailable => Errno::Io,
         DeviceErrorKind::NoSpace => Errno::NoSpace,
         DeviceErrorKind::ReadOnly => Errno::Perm,
     }

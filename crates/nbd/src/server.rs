@@ -136,6 +136,11 @@ impl Server {
         Ok(())
     }
 
+    /// Clients that are connected now.
+    pub fn connections(&self) -> usize {
+        self.shared.connections().open.len()
+    }
+
     /// Ends (spec A.7): accepts nobody, refuses new requests, lets those in flight finish for at most `grace`, closes
     /// every connection, and flushes every writable device. The error is the first that a flush gave.
     pub fn shutdown(mut self, grace: Duration) -> Result<(), DeviceError> {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use nbd::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
+use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
 
 use crate::base::BaseError;
 use crate::cache::{CachedBase, Lane};
@@ -359,7 +359,8 @@ fn unknown(cause: &str) -> DeviceError {
 }
 
 pub(crate) fn base_error(error: BaseError) -> DeviceError {
-    DeviceError::new(DeviceErrorKind::Io, error.message)
+    let kind = if error.is_unreachable { DeviceErrorKind::Unavailable } else { DeviceErrorKind::Io };
+    DeviceError::new(kind, error.message)
 }
 
 pub(crate) fn overlay_error(error: OverlayError) -> DeviceError {

@@ -32,6 +32,7 @@ mod state;
 
 mod disk_cache;
 mod point_base;
+mod volume_base;
 
 pub use base::{Base, BaseError, FileBase, Origin, base_identity};
 pub use boot_set::{BootSet, FirstTouches, MANIFEST_TYPE};
@@ -46,7 +47,9 @@ pub use pace::{DEFAULT_BYTES_PER_SECOND, Pace};
 pub use point_base::{PointBase, RecordError, disk_id_of, overlay_secret, read_boot_set, record_boot_set};
 pub use prefetch::{Plan, Prefetch};
 pub use session::{
-    About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, new_session_id, os_boot_id,
+    About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, is_served, new_session_id,
+    os_boot_id, read_session,
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
 pub use vhdx_disk::VhdxDisk;
+pub use volume_base::{VolumeBase, volume_id};

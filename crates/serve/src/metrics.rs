@@ -113,6 +113,11 @@ impl Metrics {
         histogram.sum_us.fetch_add(time_us, Ordering::Relaxed);
     }
 
+    /// Reads that guests had answered so far.
+    pub fn reads(&self) -> u64 {
+        self.read.count.load(Ordering::Relaxed)
+    }
+
     /// Bytes went from an overlay to its target.
     pub fn drained(&self, bytes: u64) {
         self.drained_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -31,6 +31,8 @@ pub struct Mover {
 struct Shared {
     session: Arc<Session>,
     stops: AtomicBool,
+    /// What is hydrated may also be drained and switched.
+    switches: AtomicBool,
     pace: Mutex<Pace>,
     trouble: Mutex<Option<String>>,
 }
@@ -38,15 +40,28 @@ struct Shared {
 impl Mover {
     /// At most so many bytes of the base a second; 0 is no limit.
     pub fn start(session: Arc<Session>, bytes_per_second: u64) -> std::io::Result<Self> {
+        let mover = Self::hydrate_only(session, bytes_per_second)?;
+        mover.switch();
+        Ok(mover)
+    }
+
+    /// The same up to [`State::Hydrated`]: there it waits for [`Self::switch`].
+    pub fn hydrate_only(session: Arc<Session>, bytes_per_second: u64) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             session,
             stops: AtomicBool::new(false),
+            switches: AtomicBool::new(false),
             pace: Mutex::new(Pace::new(bytes_per_second)),
             trouble: Mutex::new(None),
         });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("mover".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Lets the targets take over as soon as they hold the base.
+    pub fn switch(&self) {
+        self.shared.switches.store(true, Ordering::Relaxed);
     }
 
     /// Why the last attempt to go on failed, if it did.
@@ -89,6 +104,10 @@ impl Shared {
         let mut retry = FIRST_RETRY;
         while !self.stops.load(Ordering::Relaxed) {
             let before = self.session.state();
+            if before == State::Hydrated && !self.switches.load(Ordering::Relaxed) {
+                self.rest(LOOK_EVERY);
+                continue;
+            }
             match self.session.advance(&|step| self.pause(step)) {
                 Ok(State::Local) => return,
                 Ok(state) => {
@@ -120,10 +139,17 @@ impl Shared {
         if self.stops.load(Ordering::Relaxed) {
             return Err(MoveError::Stopped);
         }
-        if step == Step::GrainCopied {
-            let rest = self.pace.lock().expect("no panic while held").moved(GRAIN_BYTES);
-            self.rest(rest);
-        }
+        let mut pace = self.pace.lock().expect("no panic while held");
+        let rest = match step {
+            Step::GrainCopied => pace.moved(GRAIN_BYTES),
+            Step::GrainSkipped => {
+                pace.skipped(GRAIN_BYTES);
+                Duration::ZERO
+            }
+            _ => Duration::ZERO,
+        };
+        drop(pace);
+        self.rest(rest);
         Ok(())
     }
 

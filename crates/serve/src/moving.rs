@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd::{Device, DeviceError, DeviceErrorKind, Zeroing};
+use block_device::{Device, DeviceError, DeviceErrorKind, Zeroing};
 
 use crate::cache::Lane;
 use crate::device::{LayeredDevice, StandsOn, Target, base_error, overlay_error};
@@ -30,6 +30,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(5);
 pub enum Step {
     /// A grain was copied.
     GrainCopied,
+    /// A grain is zero: there was nothing to copy.
+    GrainSkipped,
     /// Copied grains are durable in the target.
     GrainsDurable,
     /// Copied grains are noted in the map.
@@ -215,12 +217,14 @@ impl LayeredDevice {
             for grain in batch {
                 let start = grain * grain_bytes;
                 let len = grain_bytes.min(self.size_bytes() - start) as usize;
+                let mut step = Step::GrainSkipped;
                 if !self.is_base_zero(start, len as u64)? {
+                    step = Step::GrainCopied;
                     self.base.read_exact_at(&mut bytes[..len], start, Lane::Background).map_err(base_error)?;
                     target.disk.write_at(&bytes[..len], start)?;
                     was_written = true;
                 }
-                pause(Step::GrainCopied)?;
+                pause(step)?;
             }
             if was_written {
                 target.disk.flush()?;

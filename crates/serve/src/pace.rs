@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 pub const DEFAULT_BYTES_PER_SECOND: u64 = 200 << 20;
 /// The rate of so long is what the rest is expected to move at.
 const LOOK_BACK: Duration = Duration::from_secs(60);
+/// What was moved within so long is one figure.
+const SAMPLE: Duration = Duration::from_millis(250);
 
 /// Bytes that were moved, and when.
 #[derive(Debug)]
@@ -29,16 +31,29 @@ impl Pace {
         self.moved_at(self.begun.elapsed(), bytes)
     }
 
+    /// Notes bytes that cost nothing: they count for what is left, and not for the limit.
+    pub fn skipped(&mut self, bytes: u64) {
+        self.note(self.begun.elapsed(), bytes);
+    }
+
     /// How long `left_bytes` will take at the rate of the last minute; `None` before there is one.
     pub fn time_left(&self, left_bytes: u64) -> Option<Duration> {
         self.time_left_at(self.begun.elapsed(), left_bytes)
     }
 
-    fn moved_at(&mut self, now: Duration, bytes: u64) -> Duration {
-        self.moved.push_back((now, bytes));
+    fn note(&mut self, now: Duration, bytes: u64) {
+        match self.moved.back_mut() {
+            // Zeroes go by a million a second: they are not kept one by one.
+            Some((at, sum)) if now.saturating_sub(*at) < SAMPLE => *sum += bytes,
+            _ => self.moved.push_back((now, bytes)),
+        }
         while self.moved.front().is_some_and(|(at, _)| *at + LOOK_BACK < now) {
             self.moved.pop_front();
         }
+    }
+
+    fn moved_at(&mut self, now: Duration, bytes: u64) -> Duration {
+        self.note(now, bytes);
         if self.limit_per_second == 0 {
             return Duration::ZERO;
         }
@@ -88,6 +103,18 @@ mod tests {
         pace.moved_at(Duration::from_secs(1), MIB);
         let rest = pace.moved_at(Duration::from_secs(100), 2 * MIB);
         assert!(rest <= Duration::from_secs(2), "{rest:?}");
+    }
+
+    #[test]
+    fn what_cost_nothing_counts_for_what_is_left_and_not_for_the_limit() {
+        let mut pace = Pace::new(MIB);
+        for millisecond in 0..2000 {
+            pace.note(Duration::from_millis(millisecond), MIB);
+        }
+        assert!(pace.moved.len() <= 8, "{} figures for two seconds", pace.moved.len());
+        assert_eq!(pace.moved_at(Duration::from_secs(2), MIB), Duration::ZERO, "it took the second that it may take");
+        let left = pace.time_left_at(Duration::from_secs(2), 10_000 * MIB).unwrap();
+        assert!((9..=11).contains(&left.as_secs()), "{left:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A disk of a restore point as a base: its raw view, through the disk cache.
 
 use std::error::Error;
+use std::ops::Range;
 use std::sync::Arc;
 
 use backup::{DiskObject, DiskObjectError, PointDisk};
@@ -30,6 +31,44 @@ impl PointBase {
     fn content_of(&self, segment: u64) -> Result<Option<ContentId>, DiskObjectError> {
         let per_block = u64::from(self.disk.layout().segments_per_block());
         self.disk.virtual_segment((segment / per_block) as u32, (segment % per_block) as u32)
+    }
+
+    /// Length of the file that the disk is stored as.
+    pub(crate) fn stream_bytes(&self) -> u64 {
+        self.disk.len_bytes()
+    }
+
+    /// The segment of the file that covers an offset, and what it covers.
+    pub(crate) fn stream_segment(&self, offset_bytes: u64) -> (u64, Range<u64>) {
+        let number = self.disk.layout().segment_at(offset_bytes);
+        (number, self.disk.layout().segment_range(number))
+    }
+
+    pub(crate) fn is_stream_segment_zero(&self, number: u64) -> Result<bool, BaseError> {
+        let content = self.disk.segment(number).map_err(|error| object_error(number, &error))?;
+        Ok(content == self.disk.zero_content())
+    }
+
+    /// Fills `bytes` with a segment of the file.
+    pub(crate) fn read_stream_segment(&self, number: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
+        bytes.clear();
+        let range = self.disk.layout().segment_range(number);
+        let content = self.disk.segment(number).map_err(|error| object_error(number, &error))?;
+        let origin = self.read_content(number, &content, bytes)?;
+        if bytes.len() as u64 != range.end - range.start {
+            let message = format!("read segment {number} of the restore point's file: it has {} bytes", bytes.len());
+            return Err(BaseError { is_unreachable: false, message });
+        }
+        Ok(origin)
+    }
+
+    fn read_content(&self, segment: u64, content: &ContentId, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
+        if self.read_cached(content, bytes) {
+            return Ok(Origin::DiskCache);
+        }
+        bytes.clear();
+        self.fetch(content, bytes).map_err(|error| read_error(segment, &error))?;
+        Ok(Origin::Repository)
     }
 
     /// From the cache; `false` when it is not there, or not as it should be.
@@ -89,12 +128,7 @@ impl Base for PointBase {
                 bytes.resize(self.segment_bytes() as usize, 0);
                 Origin::DiskCache
             }
-            Some(content) if self.read_cached(&content, bytes) => Origin::DiskCache,
-            Some(content) => {
-                bytes.clear();
-                self.fetch(&content, bytes).map_err(|error| read_error(segment, &error))?;
-                Origin::Repository
-            }
+            Some(content) => self.read_content(segment, &content, bytes)?,
         };
         if bytes.len() != self.segment_bytes() as usize {
             let message = format!("read segment {segment} of the restore point's disk: it has {} bytes", bytes.len());

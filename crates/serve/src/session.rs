@@ -13,12 +13,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use nbd::Device as _;
+use block_device::Device as _;
 
 pub use error::SessionError;
 use error::failed;
-pub use files::discard_session;
 use files::{create_target, lock_folder, open_target, remove_session};
+pub use files::{discard_session, is_served, read_session};
 
 use crate::base::BaseError;
 use crate::cache::{CachedBase, Lane};
@@ -319,18 +319,24 @@ impl Session {
         }))
     }
 
-    /// The figures of this session in Prometheus' text format, those of its [`Metrics`] included.
-    pub fn render_metrics(&self) -> String {
+    /// What the guests' writes take, of all disks that are not local.
+    pub fn overlay_stats(&self) -> OverlayStats {
         let mut sum = OverlayStats::default();
-        let mut in_flight = 0;
         for disk in &self.disks {
-            in_flight += disk.device.requests_in_flight();
             let Some(overlay) = disk.device.overlay().filter(|_| !disk.device.is_local()) else { continue };
             let stats = overlay.stats();
             sum.live_bytes += stats.live_bytes;
             sum.dead_bytes += stats.dead_bytes;
             sum.segments += stats.segments;
+            sum.runs += stats.runs;
         }
+        sum
+    }
+
+    /// The figures of this session in Prometheus' text format, those of its [`Metrics`] included.
+    pub fn render_metrics(&self) -> String {
+        let sum = self.overlay_stats();
+        let in_flight: usize = self.disks.iter().map(|disk| disk.device.requests_in_flight()).sum();
         let Restarts { kill, power } = self.lock().restarts;
         let state = serde_json::to_string(&self.state()).unwrap_or_default();
         let gauges = [

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use nbd::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
+use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, Zeroing};
 use vhdx::{CreateOptions, FileExtentKind, OpenOptions, VirtualDisk, WritableVhdx};
 
 /// A VHDX that is read and written as a device.

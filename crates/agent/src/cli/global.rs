@@ -18,6 +18,8 @@ pub struct Global {
     #[arg(long, global = true, env = "E3_REPOSITORY", value_name = "URL", hide_env_values = true)]
     pub repo: Option<String>,
     /// Host: `local` (this Windows host) or `lab:DIR` (a simulated one)
+    ///
+    /// `local` (this Windows host), `lab:DIR` (a simulated one), or for `instant` and `host check` `qemu` (this Linux host)
     #[arg(long, global = true, env = "E3_HOST", value_name = "HOST", hide_env_values = true)]
     pub host: Option<String>,
     /// File that holds the repository password (or set E3_PASSWORD)

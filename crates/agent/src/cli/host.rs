@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use clap_complete::ArgValueCandidates;
 
+use super::StateArgs;
 use crate::completion;
 use crate::units::parse_size;
 
@@ -89,7 +90,7 @@ pub enum HostCommand {
     #[command(after_help = "\
 Examples:
   e3-backup-agent host check --host local
-  e3-backup-agent host check --host lab:./lab
+  e3-backup-agent host check --host qemu          whether VMs could run straight from the backup here
   e3-backup-agent host check --json
 
 Exit codes: 0 all is well, 4 something was found or a VM cannot be backed up.")]
@@ -97,6 +98,8 @@ Exit codes: 0 all is well, 4 something was found or a VM cannot be backed up.")]
         /// Also take for ours what carries this agent's id
         #[arg(long, value_name = "AGENT")]
         from: Option<String>,
+        #[command(flatten)]
+        state: StateArgs,
     },
     /// List what former runs left, and remove what is proven to be ours
     #[command(after_help = "\

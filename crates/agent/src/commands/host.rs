@@ -1,5 +1,7 @@
 //! `host check`, `host clean`: whether this host can be backed up, and what former runs left on it.
 
+mod qemu_check;
+
 use std::sync::Arc;
 
 use backup::janitor::{Finding, Leftover, Verdict, clean, inspect};
@@ -22,7 +24,10 @@ use crate::units::visible;
 /// `host …`
 pub fn run(context: &Context, command: &HostCommand) -> Result<Outcome, Failure> {
     match command {
-        HostCommand::Check { from } => check(context, from.as_deref()),
+        HostCommand::Check { state, .. } if context.host_selector()? == qemu_check::HOST => {
+            qemu_check::check(context, state)
+        }
+        HostCommand::Check { from, .. } => check(context, from.as_deref()),
         HostCommand::Clean { from } => clean_up(context, from.as_deref()),
     }
 }

@@ -6,6 +6,7 @@ pub mod backup;
 pub mod config;
 pub mod holds;
 pub mod host;
+pub mod instant;
 pub mod lab;
 pub mod points;
 pub mod repo;

@@ -22,6 +22,15 @@ pub struct Machine {
 impl Machine {
     /// Starts the guest on the export `disk` at the Unix socket `nbd`, with its files in `folder`.
     pub fn start(kit: &Kit, nbd: &Path, folder: &Path) -> Self {
+        let drive = format!(
+            "if=none,id=d0,driver=nbd,server.type=unix,server.path={},export=disk,discard=unmap",
+            nbd.display()
+        );
+        Self::start_on(kit, &["-drive", &drive, "-device", "virtio-blk-pci,drive=d0"].map(str::to_owned), folder)
+    }
+
+    /// Starts the guest on the first virtio disk of these arguments; `qmp` in `folder` is QEMU's control socket.
+    pub fn start_on(kit: &Kit, disks: &[String], folder: &Path) -> Self {
         let (serial, log, agent_socket) = (folder.join("serial"), folder.join("qemu.log"), folder.join("qga.sock"));
         let mut command = match Command::new("setpriv").arg("--version").output() {
             // So that a test that is killed leaves no guest behind.
@@ -42,12 +51,9 @@ impl Machine {
             .arg("-initrd")
             .arg(&kit.initrd)
             .args(["-append", "console=ttyS0 quiet panic=1"])
-            .arg("-drive")
-            .arg(format!(
-                "if=none,id=d0,driver=nbd,server.type=unix,server.path={},export=disk,discard=unmap",
-                nbd.display()
-            ))
-            .args(["-device", "virtio-blk-pci,drive=d0"])
+            .args(disks)
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", folder.join("qmp").display()))
             .arg("-chardev")
             .arg(format!("socket,path={},server=on,wait=off,id=q0", agent_socket.display()))
             .args(["-device", "virtio-serial", "-device", "virtserialport,chardev=q0,name=org.qemu.guest_agent.0"])

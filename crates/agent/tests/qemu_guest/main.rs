@@ -5,6 +5,7 @@
 mod agent;
 mod cpio;
 mod filesystem;
+mod instant;
 mod kit;
 mod machine;
 mod serving;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nbd::DeviceError;
+use block_device::DeviceError;
 
 use crate::base::BaseError;
 use crate::moving::MoveError;
@@ -102,7 +102,7 @@ pub enum SessionError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: nbd::OpenFileError,
+        source: block_device::OpenFileError,
     },
     /// A file or folder of the session's failed.
     #[error("{attempt} {}", path.display())]

@@ -5,13 +5,30 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use nbd::{Device, FileDevice};
+use block_device::{Device, FileDevice};
 
 use super::error::{SessionError, failed};
 use crate::base::Base;
 use crate::folder::{DiskFolder, Folder as _};
 use crate::state::{STATE_NAME, SessionState, State};
 use crate::vhdx_disk::VhdxDisk;
+
+/// Held by the process that serves a session.
+const LOCK_NAME: &str = "lock";
+
+/// The state of the session in a folder, whoever serves it; `None` where there is none. Nothing is changed.
+pub fn read_session(folder: &Path) -> Result<Option<SessionState>, SessionError> {
+    if !folder.join(STATE_NAME).exists() {
+        return Ok(None);
+    }
+    let opened = DiskFolder::open_or_create(folder).map_err(failed("open", folder))?;
+    SessionState::read(&opened).map_err(failed("read the state in", folder))
+}
+
+/// Whether a process serves the session in a folder.
+pub fn is_served(folder: &Path) -> Result<bool, SessionError> {
+    backup::is_held(&folder.join(LOCK_NAME)).map_err(failed("look at", folder))
+}
 
 /// Deletes what a session left: overlays, maps, targets that never became disks, and its folder. May be repeated.
 pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
@@ -37,25 +54,33 @@ pub fn discard_session(folder: &Path) -> Result<(), SessionError> {
     remove_session(folder).map_err(failed("remove", folder))
 }
 
-/// The state goes last: until then the rest can be found again.
+/// The state goes last: until then the rest can be found again. What another process has removed meanwhile is gone.
 pub(super) fn remove_session(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
-            std::fs::remove_dir_all(&path)?;
+            gone(std::fs::remove_dir_all(&path))?;
         } else if path.file_name().is_some_and(|name| name != STATE_NAME) {
-            std::fs::remove_file(&path)?;
+            gone(std::fs::remove_file(&path))?;
         }
     }
-    std::fs::remove_dir_all(folder)
+    gone(std::fs::remove_dir_all(folder))
 }
 
 /// So that nobody else does anything to a session, as long as the file is open.
 pub(super) fn lock_folder(folder: &Path) -> Result<File, SessionError> {
-    let path = folder.join("lock");
+    let path = folder.join(LOCK_NAME);
     let file =
         OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed("open", &path))?;
-    match file.try_lock() {
+    match backup::try_lock_past_looks(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SessionError::Busy { folder: folder.to_owned() }),
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),

@@ -1,23 +1,33 @@
-//! What is served: bytes at offsets.
+//! Bytes at offsets: what servers of block protocols serve.
+//!
+//! [`Device`] is the border between those who speak a protocol (NBD, iSCSI) and those who have a disk. A disk that
+//! implements it once can be served by all of them, at the same time.
+//!
+//! [`FileDevice`] is the plainest of them: a raw image. Not here: any protocol.
+
+mod file_device;
 
 use std::ops::Range;
 
-/// A disk that many initiators may use at once.
+pub use file_device::{FileDevice, OpenFileError};
+
+/// A disk that many clients may use at once.
 ///
 /// Calls run concurrently, from several connections, on one shared object. Every range given lies inside the disk and
-/// consists of whole logical blocks of the unit it is served as. A write that has returned is seen by every later read,
-/// whoever makes it. Overlapping writes that run at the same time may take effect in any order, block by block.
+/// consists of whole sectors of 512 bytes; a server that shows larger logical blocks asks for whole ones of these. A
+/// write that has returned is seen by every later read, whoever makes it. Overlapping writes that run at the same time
+/// may take effect in any order, sector by sector.
 ///
-/// Calls may block, but an initiator gives a disk up after a minute: answer within 30 seconds, at the worst with
-/// [`DeviceErrorKind::Unavailable`].
+/// Calls may block, but a server that is shut down waits for them, and iSCSI initiators give a disk up after a minute:
+/// answer within 30 seconds, at the worst with [`DeviceErrorKind::Unavailable`].
 pub trait Device: Send + Sync {
-    /// Size of the disk: a multiple of the logical block, the same for the whole life of the object.
+    /// Size of the disk: a multiple of 512 and of every logical block it is served with, the same for the whole life of the object.
     fn size_bytes(&self) -> u64;
 
     /// Fills `buf` from `offset_bytes`, or fails; then the content of `buf` is unspecified, and never sent.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<(), DeviceError>;
 
-    /// Writes `data`. After an error, every block of the range is old or new.
+    /// Writes `data`. After an error, every sector of the range is old or new.
     fn write_at(&self, data: &[u8], offset_bytes: u64) -> Result<(), DeviceError>;
 
     /// Makes `range` read as zeroes, whatever its length. Cheap: its cost must not follow the length.
@@ -28,9 +38,12 @@ pub trait Device: Send + Sync {
 
     /// What is known of `range` without reading it: in order, without gaps, from its start. Not empty, unless `range`
     /// is; may end early, at `max` extents or for any other reason, and may run past the end of `range`.
+    ///
+    /// Clients ask extent by extent before they copy: the answer should come from memory, and each extent be as long as
+    /// it can.
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>, DeviceError>;
 
-    /// An initiator expects to read `range` soon. Must return at once.
+    /// A client expects to read `range` soon. Must return at once.
     fn prefetch(&self, _range: Range<u64>) {}
 }
 
@@ -61,7 +74,8 @@ pub enum ExtentKind {
     Zero,
 }
 
-/// Why a device did not do what it was asked. SCSI has no room for the text: who implements a device logs it.
+/// Why a device did not do what it was asked. NBD carries the text to the client; SCSI has no room for it, so who
+/// implements a device logs it.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct DeviceError {
@@ -69,7 +83,7 @@ pub struct DeviceError {
     message: String,
 }
 
-/// What an initiator is to make of a [`DeviceError`].
+/// What a client is to make of a [`DeviceError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceErrorKind {
     /// Bytes could not be read, written or made durable; trying again is no use.
@@ -78,7 +92,7 @@ pub enum DeviceErrorKind {
     NoSpace,
     /// This device does not take writes.
     ReadOnly,
-    /// Not now: the initiator is told to try again.
+    /// Not now: where the protocol can say so, the client is told to try again.
     Unavailable,
 }
 

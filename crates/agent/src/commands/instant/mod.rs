@@ -1,0 +1,88 @@
+//! `instant …`: machines that run from the backup.
+
+mod show;
+mod start;
+mod steer;
+
+use serde_json::{Value, json};
+
+use crate::cli::InstantCommand;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::instant::{Found, Record, Served};
+use crate::outcome::Outcome;
+
+/// `instant …`
+pub fn run(context: &Context, command: InstantCommand) -> Result<Outcome, Failure> {
+    match command {
+        InstantCommand::Start(arguments) => start::start(context, &arguments),
+        InstantCommand::List { state } => show::list(context, &state),
+        InstantCommand::Show { session, metrics, state } => show::show(context, &session, metrics, &state),
+        InstantCommand::Move(arguments) => steer::move_disks(context, &arguments),
+        InstantCommand::Switch { session, no_wait, state } => steer::switch(context, &session, no_wait, &state),
+        InstantCommand::Discard { session, confirm, state } => {
+            steer::discard(context, &session, confirm.as_deref(), &state)
+        }
+    }
+}
+
+/// The beginning of an id, long enough to be typed again.
+fn short(session: &str) -> &str {
+    session.get(..8).unwrap_or(session)
+}
+
+/// Where a client finds the `nth` disk.
+fn uri(record: &Record, nth: usize) -> String {
+    let name = &record.disks[nth].name;
+    match &record.served {
+        Served::Nbd(address) => format!("nbd://{address}/{name}"),
+        Served::NbdSocket(path) => format!("nbd+unix:///{name}?socket={}", path.display()),
+        Served::Iscsi { portal, target, .. } => format!("iscsi://{portal}/{target}/{nth}"),
+    }
+}
+
+/// Where a session stands, as it is written.
+fn state_name(found: &Found) -> String {
+    match found.state.as_ref().map(|state| json!(state.state)) {
+        Some(Value::String(name)) => name,
+        // It died before there was anything to serve.
+        _ => "CREATED".to_owned(),
+    }
+}
+
+/// The fields that every document about a session has.
+fn session_json(found: &Found) -> Value {
+    let Found { record, figures, .. } = found;
+    let disks: Vec<Value> = record
+        .disks
+        .iter()
+        .enumerate()
+        .map(|(nth, disk)| {
+            let state = found.state.as_ref().and_then(|state| state.disks.get(nth));
+            json!({
+                "disk": disk.number,
+                "name": disk.name,
+                "virtual_disk_id": disk.virtual_disk_id,
+                "size_bytes": disk.size_bytes,
+                "uri": uri(record, nth),
+                "target": state.and_then(|state| state.target.clone()),
+                "is_local": state.is_some_and(|state| state.is_local),
+            })
+        })
+        .collect();
+    json!({
+        "session_id": record.session,
+        "point_id": record.point_id,
+        "vm_id": record.vm_id,
+        "vm_name": record.vm_name,
+        "begun": record.begun,
+        "state": state_name(found),
+        "reason": found.state.as_ref().and_then(|state| state.reason.clone()),
+        "is_served": found.is_served,
+        "clients": figures.as_ref().filter(|_| found.is_served).map(|figures| figures.clients),
+        "moved_bytes": figures.as_ref().and_then(|figures| figures.moved_bytes),
+        "total_bytes": figures.as_ref().and_then(|figures| figures.total_bytes),
+        "seconds_left": figures.as_ref().filter(|_| found.is_served).and_then(|figures| figures.seconds_left),
+        "disks": disks,
+    })
+}

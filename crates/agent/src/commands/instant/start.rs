@@ -1,0 +1,346 @@
+//! `instant start`: begins a session, or takes one up again, and keeps it.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backup::{PointDisk, select_point};
+use iscsi::{Authentication, Credentials, Secret};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use serve::{Prefetch, State, disk_id_of};
+
+use super::{session_json, short, uri};
+use crate::cli::{InstantStartArgs, TransportArg};
+use crate::commands::serve::tell;
+use crate::context::Context;
+use crate::failure::{Attempt as _, Code, Failure};
+use crate::instant::qemu::{self, Machine};
+use crate::instant::{
+    Boot, CHAP_SECRET, Ending, Figures, Found, Keeper, Record, RecordedDisk, Served, find, state_folder,
+};
+use crate::interrupt::Interrupt;
+use crate::outcome::Outcome;
+use crate::output::{json_line, line, note};
+use crate::serving::{IscsiPlace, Item, Offer, Place, Sources, Transport, disk_name, read_bytes, target_name};
+use crate::units::{size, visible};
+
+/// How often it is looked whether something is wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What a login of a session is called.
+const CHAP_USER: &str = "e3";
+/// As Windows takes it: 12 to 16 characters.
+const SECRET_CHARACTERS: usize = 16;
+/// Of a VM whose definition does not say more.
+const MEMORY_MIB: u64 = 2048;
+
+/// `instant start`
+pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome, Failure> {
+    let begun = Instant::now();
+    check_host(context)?;
+    let state = state_folder(arguments.state.folder.as_deref());
+    // A session is taken up by any process, from any folder.
+    let state = std::path::absolute(&state).unwrap_or(state);
+    let resumed = arguments.resume.as_deref().map(|selector| find(&state, selector)).transpose()?;
+    let selector = match (&resumed, &arguments.point) {
+        (Some(found), _) => &found.record.point_id,
+        (None, Some(point)) => point,
+        (None, None) => unreachable!("the command line asks for one of them"),
+    };
+    let what = format!("run {selector} from the backup");
+    let repo = context.repository_for_serving()?;
+    let on = repo.display_name();
+    let point = select_point(&repo, selector).attempt(&*what, &*on)?;
+    let description = point.describe(&repo).attempt(&*what, &*on)?;
+    let definition = point.definition(&repo).attempt(&*what, &*on)?;
+    let sources = Sources::open(repo, point, description, &arguments.caches).attempt(&*what, &*on)?;
+
+    let disks = sources.description.disks.clone();
+    let (folder, mut record, id) = match &resumed {
+        Some(found) => (found.folder.clone(), found.record.clone(), id_of(&found.record.session)),
+        None => {
+            let id = serve::new_session_id();
+            let session = serve::id_text(&id);
+            let folder = state.join(&session);
+            make_private(&folder).attempt(&*what, folder.display().to_string())?;
+            let summary = definition.summary;
+            let machine = Machine {
+                generation: summary.generation,
+                processors: summary.processors.unwrap_or(1),
+                memory_mib: summary.memory_mib.unwrap_or(MEMORY_MIB),
+                bus: arguments.bus,
+            };
+            let served = place_for(arguments, &folder, &session).attempt(&*what, folder.display().to_string())?;
+            let disk = |disk: &PointDisk| RecordedDisk {
+                number: disk.number,
+                name: disk_name(disk),
+                virtual_disk_id: disk.virtual_disk_id.clone(),
+                size_bytes: disk.size_bytes,
+            };
+            let record = Record {
+                session,
+                point_id: sources.point.id.clone(),
+                vm_id: sources.point.vm_id.clone(),
+                vm_name: sources.point.vm_name.clone(),
+                begun: Timestamp::now(),
+                served,
+                machine,
+                disks: disks.iter().map(disk).collect(),
+            };
+            (folder, record, id)
+        }
+    };
+    let on = folder.display().to_string();
+    if resumed.is_none() {
+        record.write(&folder).attempt(&*what, &*on)?;
+    }
+
+    let watched: RefCell<Vec<(PointDisk, Arc<Prefetch>)>> = RefCell::default();
+    let item = |disk: &PointDisk| {
+        let (disk, watched, sources) = (disk.clone(), &watched, &sources);
+        let (id, name) = (disk_id_of(&disk), disk_name(&disk));
+        let open = Box::new(move || {
+            let base = sources.base(&disk)?;
+            watched.borrow_mut().extend(base.prefetch.clone().map(|prefetch| (disk.clone(), prefetch)));
+            Ok(base)
+        });
+        Item { id, name, open }
+    };
+    let items: Vec<Item<'_>> = disks.iter().map(item).collect();
+    // The sockets and addresses that are served without more are this machine's.
+    let session = sources.session(&items, &folder, id, false).attempt(&*what, &*on)?;
+    drop(items);
+    let offers: Vec<Offer> = session
+        .disks()
+        .zip(&disks)
+        .map(|((name, device), disk)| Offer {
+            name: name.to_owned(),
+            description: format!("{} disk {}, instant session {}", record.vm_name, disk.number, short(&record.session)),
+            device: device.clone(),
+            read_only: false,
+            is_thin: true,
+            sector_bytes: disk.logical_sector_bytes,
+            identity: format!("{}/{}", record.session, disk.virtual_disk_id),
+        })
+        .collect();
+    let transport = Transport::listen(place_of(&record.served, &folder).attempt(&*what, &*on)?, &offers, &what)?;
+    drop(offers);
+    if let Some(bound) = transport.address()
+        && record.served.bind_to(bound)
+    {
+        // From now on it is served there, and nowhere else.
+        record.write(&folder).attempt(&*what, &*on)?;
+    }
+    if !session.state().is_serving() {
+        session.serving().attempt(&*what, &*on)?;
+    }
+    announce(context, &record, &folder, &session.describe());
+
+    let interrupt = Interrupt::watch();
+    let serving_since = Instant::now();
+    let is_stopped =
+        || interrupt.is_asked() || arguments.stop_after.is_some_and(|time| serving_since.elapsed() >= time);
+    let mut told = Told { state: session.state(), trouble: Vec::new(), is_silent: context.global.json };
+    let metrics = sources.metrics.clone();
+    let keeper = Keeper {
+        folder,
+        sources,
+        session: Arc::new(session),
+        transport,
+        boot: resumed.is_none().then(|| Boot::watch(watched.into_inner())),
+        begun,
+        linger: arguments.linger,
+    };
+    let ending = keeper.keep(&is_stopped, &mut |state, figures| told.tell(state, figures), LOOK_EVERY)?;
+    conclude(context, &record, ending, read_bytes(&metrics));
+    Ok(Outcome::DONE)
+}
+
+/// Only QEMU so far: Hyper-V reaches disks in another way.
+fn check_host(context: &Context) -> Result<(), Failure> {
+    let host = context.host_selector()?;
+    if host == "qemu" {
+        return Ok(());
+    }
+    let why = "machines run from the backup under QEMU, and not yet under Hyper-V";
+    Err(Failure::new("run a VM from the backup", host, Code::NotSupported, why).with_steps(&[
+        "say --host qemu",
+        "serve the disks to an initiator: `serve iscsi`",
+        "restore it: `restore vm`",
+    ]))
+}
+
+/// What changes and what is wrong, once each.
+struct Told {
+    state: State,
+    trouble: Vec<String>,
+    is_silent: bool,
+}
+
+impl Told {
+    fn tell(&mut self, state: State, figures: &Figures) {
+        if self.is_silent {
+            return;
+        }
+        if state != std::mem::replace(&mut self.state, state) {
+            let text = match state {
+                State::Hydrating => "moving   what the backup holds is copied",
+                State::Hydrated => "moved    what the backup holds is local; `instant switch` lets the files take over",
+                State::Draining => "moving   what the guest wrote follows",
+                State::Switching => "switch   the files take over",
+                State::Local => "local    the disks are the files; the session ends when the machine is stopped",
+                _ => "",
+            };
+            if !text.is_empty() {
+                note(text);
+            }
+        }
+        let mut trouble = figures.trouble.clone();
+        trouble.extend(figures.refused.clone());
+        tell(trouble, &mut self.trouble);
+    }
+}
+
+fn announce(context: &Context, record: &Record, folder: &Path, state: &serve::SessionState) {
+    let arguments = qemu::machine_arguments(&record.machine);
+    let disks = qemu::served_disks(record, folder);
+    if context.global.json {
+        let found = Found {
+            folder: folder.to_owned(),
+            record: record.clone(),
+            state: Some(state.clone()),
+            is_served: true,
+            figures: None,
+        };
+        let mut told = session_json(&found);
+        told["type"] = "serving".into();
+        told["restarts"] = json!(state.restarts);
+        told["qemu"] = json!({ "machine": arguments, "disks": disks });
+        json_line(&told);
+        return;
+    }
+    if context.global.quiet {
+        return line(&record.session);
+    }
+    for (nth, disk) in record.disks.iter().enumerate() {
+        line(&visible(&format!("serving  {}   disk {}, {}", uri(record, nth), disk.number, size(disk.size_bytes))));
+    }
+    let id = short(&record.session);
+    let command = qemu::command_line(&[arguments, disks].concat());
+    command.lines().for_each(|text| line(&visible(text)));
+    note(&format!("session  {id}; the same for libvirt: `instant show {id}`"));
+    note(&format!("next     `instant move {id} --to DIR` copies the disks while the machine runs"));
+    note("until    Ctrl+C, which takes the disks away from the machine and keeps what it wrote");
+}
+
+fn conclude(context: &Context, record: &Record, ending: Ending, read: Value) {
+    let name = match ending {
+        Ending::Stopped => "stopped",
+        Ending::Finished => "finished",
+        Ending::Discarded => "discarded",
+    };
+    if context.global.json {
+        return json_line(&json!({
+            "type": "result",
+            "session_id": record.session,
+            "point_id": record.point_id,
+            "vm_id": record.vm_id,
+            "vm_name": record.vm_name,
+            "ending": name,
+            "read_bytes": read,
+            "exit": 0,
+        }));
+    }
+    let id = short(&record.session);
+    match ending {
+        Ending::Stopped => note(&format!("kept     `instant start --resume {id}` serves it again")),
+        Ending::Finished => note("done     the disks are plain files, and the session is gone"),
+        Ending::Discarded => note("gone     the session and what its guest wrote"),
+    }
+}
+
+fn id_of(session: &str) -> [u8; 16] {
+    // A folder of another name is refused as soon as its state is read.
+    u128::from_str_radix(session, 16).unwrap_or_default().to_be_bytes()
+}
+
+/// A folder that its owner alone may enter: who reaches a socket in it has the disks.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Where a new session is served.
+fn place_for(arguments: &InstantStartArgs, folder: &Path, session: &str) -> std::io::Result<Served> {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    Ok(match arguments.transport {
+        TransportArg::Iscsi => {
+            write_secret(&folder.join(CHAP_SECRET))?;
+            Served::Iscsi {
+                portal: arguments.listen.unwrap_or(anywhere),
+                target: target_name(session),
+                user: CHAP_USER.to_owned(),
+            }
+        }
+        TransportArg::Nbd => match (&arguments.socket, arguments.listen) {
+            (Some(socket), _) => Served::NbdSocket(std::path::absolute(socket)?),
+            (None, Some(address)) => Served::Nbd(address),
+            (None, None) if cfg!(unix) => Served::NbdSocket(folder.join("nbd.sock")),
+            (None, None) => Served::Nbd(anywhere),
+        },
+    })
+}
+
+/// A secret that QEMU reads from this file, readable for its owner alone.
+fn write_secret(path: &Path) -> std::io::Result<()> {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut random = [0; SECRET_CHARACTERS];
+    getrandom::fill(&mut random).map_err(std::io::Error::other)?;
+    let text: Vec<u8> = random.iter().map(|byte| LETTERS[usize::from(byte % 32)]).collect();
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    std::io::Write::write_all(&mut options.open(path)?, &text)
+}
+
+/// Where a session is served, as servers understand it.
+fn place_of(served: &Served, folder: &Path) -> std::io::Result<Place> {
+    Ok(match served {
+        Served::Nbd(address) => Place::Nbd(*address),
+        Served::NbdSocket(path) => {
+            remove_stale(path)?;
+            Place::NbdSocket(path.clone())
+        }
+        Served::Iscsi { portal, target, user } => {
+            let secret = Secret::new(std::fs::read_to_string(folder.join(CHAP_SECRET))?);
+            let initiator = Credentials { name: user.clone(), secret };
+            let login = Some(Authentication { initiator, target: None });
+            Place::Iscsi(IscsiPlace { listen: *portal, target: target.clone(), login })
+        }
+    })
+}
+
+/// A keeper that was killed leaves its socket behind. Whoever holds the session's lock may take its place; what is no
+/// socket, or answers, is somebody else's.
+#[cfg(unix)]
+fn remove_stale(path: &PathBuf) -> std::io::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn remove_stale(_: &PathBuf) -> std::io::Result<()> {
+    Ok(())
+}
