@@ -36,7 +36,9 @@ use crate::service::{Control, EventKind, Events};
 const RUNS_AT_ONCE: usize = 4;
 /// How soon a request to stop is seen.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// The host is looked at, and reported, this often when nothing asks for it.
+/// The host is looked at this often when nothing asks for it, and what changed is reported.
+const LOOK_AT_HOST_EVERY: Duration = Duration::from_secs(30);
+/// It is reported this often although nothing changed.
 const REPORT_EVERY: Duration = Duration::from_secs(5 * 60);
 /// How long an agent that is turned away leaves the server alone (0.5).
 const SHUT_OUT_WAIT: Duration = Duration::from_secs(5 * 60);
@@ -67,6 +69,7 @@ pub struct Managed<'a> {
     news: Mutex<bool>,
     has_news: Condvar,
     is_over: AtomicBool,
+    last_problem: Mutex<String>,
 }
 
 /// What the loop does next.
@@ -81,6 +84,7 @@ struct Loop<'m, 'a> {
     is_connected: Option<bool>,
     /// Runs of a former process may wait for this one.
     may_have_unfinished: bool,
+    looked_at: Option<Instant>,
     reported_at: Option<Instant>,
     reported: String,
 }
@@ -109,6 +113,7 @@ pub fn run(
         news: Mutex::new(true),
         has_news: Condvar::new(),
         is_over: AtomicBool::new(false),
+        last_problem: Mutex::default(),
     };
     if !context.jobs().is_empty() {
         managed.problem("the jobs of the configuration are not done: this host belongs to a server, which has its own");
@@ -145,6 +150,7 @@ impl<'m, 'a> Loop<'m, 'a> {
             backoff: Backoff::default(),
             is_connected: None,
             may_have_unfinished: true,
+            looked_at: None,
             reported_at: None,
             reported: String::new(),
         }
@@ -163,7 +169,8 @@ impl<'m, 'a> Loop<'m, 'a> {
             if self.may_have_unfinished && !managed.control.is_paused() && !managed.has_unsent_results() {
                 self.may_have_unfinished = !self.claim(scope);
             }
-            if self.reported_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY) && self.is_connected != Some(false) {
+            let is_time = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_AT_HOST_EVERY);
+            if is_time && self.is_connected != Some(false) {
                 self.report_host();
             }
             if !self.is_polling && self.poll_at <= Instant::now() {
@@ -289,12 +296,10 @@ impl<'m, 'a> Loop<'m, 'a> {
     /// Tells the server what is on the host, when it is other than it was told, or was not told for long.
     fn report_host(&mut self) {
         let is_due = self.reported_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
+        self.looked_at = Some(Instant::now());
         let (vms, host) = match self.managed.look_at_host() {
             Ok(found) => found,
-            Err(failure) => {
-                self.reported_at = Some(Instant::now());
-                return self.managed.problem(&failure.to_string());
-            }
+            Err(failure) => return self.managed.problem(&failure.to_string()),
         };
         let text = json!(vms).to_string();
         if text == self.reported && !is_due {
@@ -494,9 +499,13 @@ impl Managed<'_> {
         self.agent_event("warn", "HYPERV_LEFTOVER_CHECKPOINT", json!({ "message": text }));
     }
 
-    /// Something that cannot be done at present.
+    /// Something that cannot be done at present; the same is said once until something else is.
     pub fn problem(&self, text: &str) {
-        self.events.tell(EventKind::Problem, text);
+        let mut last = lock(&self.last_problem);
+        if *last != text {
+            text.clone_into(&mut last);
+            self.events.tell(EventKind::Problem, text);
+        }
     }
 
     fn agent_event(&self, level: &str, code: &str, params: serde_json::Value) {

@@ -3,8 +3,9 @@
 use backup::evidence::{self, Check, Evidence, Outcome};
 use backup::janitor::clean;
 use backup::{HostSide, VerifyLevel, verify_by_restoring, verify_point};
+use control_api::Object;
 use control_api::command::{Command, CompleteCommand};
-use control_api::hyperv::{Discover, DiscoverAnswer};
+use control_api::hyperv::{Discover, DiscoverAnswer, Vm};
 use control_api::id::Id;
 use control_api::words::CommandStatus;
 use serde_json::{Value, json};
@@ -67,8 +68,10 @@ fn completed(command_id: i64, status: CommandStatus, text: String) -> Value {
     json!(CompleteCommand { command_id, status, result_message: Some(text.chars().take(4000).collect()) })
 }
 
+/// Whoever asks looks at the host as it is now: so does the server from then on.
 fn list_vms(managed: &Managed<'_>) -> Result<Value, Failure> {
-    let (vms, _) = managed.look_at_host()?;
+    let (vms, host) = managed.look_at_host()?;
+    report(managed, None, vms.clone(), host)?;
     let vms: Vec<Value> = vms
         .iter()
         .map(|vm| {
@@ -103,16 +106,18 @@ fn vm_details(managed: &Managed<'_>, command: &Command) -> Result<Value, Failure
 }
 
 fn refresh(managed: &Managed<'_>, command: &Command) -> Result<String, Failure> {
-    let what = "report what is on the host";
     let (vms, host) = managed.look_at_host()?;
     let job = command.payload.get("job_id").and_then(Value::as_i64).or(command.job_id);
     let count = vms.len();
-    let report = Discover { job_id: job.map(Id::from), vms, host: Some(host) };
-    managed
-        .client
-        .post::<DiscoverAnswer>("agent_hyperv_discover.php", None, &report)
-        .map_err(|error| Failure::new(what, "", Code::ServerUnreachable, error.to_string()))?;
+    report(managed, job, vms, host)?;
     Ok(format!("{count} virtual machines"))
+}
+
+fn report(managed: &Managed<'_>, job: Option<i64>, vms: Vec<Vm>, host: Object) -> Result<(), Failure> {
+    let what = "report what is on the host";
+    let report = Discover { job_id: job.map(Id::from), vms, host: Some(host) };
+    let answer = managed.client.post::<DiscoverAnswer>("agent_hyperv_discover.php", None, &report);
+    answer.map(drop).map_err(|error| Failure::new(what, "", Code::ServerUnreachable, error.to_string()))
 }
 
 fn restore(managed: &Managed<'_>, command: &Command) -> Result<Answer, Failure> {
