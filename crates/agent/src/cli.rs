@@ -59,8 +59,7 @@ const TOP_EXAMPLES: &str = "\
 Examples:
   e3-backup-agent repo create /srv/backups
   e3-backup-agent backup DC01 --host local --repo /srv/backups
-  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups
-More: `e3-backup-agent COMMAND --help`, `help exit-codes|points|environment|recovery`";
+  e3-backup-agent restore disk DC01@latest --to dc01.vhdx --repo /srv/backups";
 
 const TOP_LONG: &str = "\
 Examples:
@@ -125,7 +124,7 @@ pub enum Command {
     /// Make this host an agent of a server
     #[command(alias = "enrol", after_help = ENROLL_EXAMPLES)]
     Enroll(EnrollArgs),
-    /// Do the jobs of the configuration, or what the server says, in the foreground, until stopped
+    /// Do the jobs of the configuration, or what the server says, until stopped
     #[command(after_help = RUN_EXAMPLES)]
     Run,
     /// The same as a service of this machine

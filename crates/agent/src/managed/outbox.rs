@@ -64,6 +64,9 @@ pub struct Delivered {
     pub failure: Option<CallError>,
 }
 
+/// Sends one call, under a claim.
+type Send<'a> = dyn Fn(&Record, Option<&str>) -> Result<(), CallError> + 'a;
+
 impl Outbox {
     /// Opens the folder, with what a former process left in it. A file that cannot be read is moved aside.
     pub fn open(folder: &Path) -> io::Result<Self> {
@@ -127,11 +130,7 @@ impl Outbox {
         self.deliver_by(&|record, claim| client.post::<Value>(&record.name, claim, &record.body).map(drop), claim_of)
     }
 
-    fn deliver_by(
-        &self,
-        send: &dyn Fn(&Record, Option<&str>) -> Result<(), CallError>,
-        claim_of: &dyn Fn(i64) -> Option<String>,
-    ) -> Delivered {
+    fn deliver_by(&self, send: &Send<'_>, claim_of: &dyn Fn(i64) -> Option<String>) -> Delivered {
         let mut delivered = Delivered::default();
         let mut stuck: BTreeSet<String> = BTreeSet::new();
         let numbers: Vec<u64> = self.lock().records.keys().copied().collect();

@@ -257,9 +257,9 @@ impl Drop for Estate {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            for host in 0..HOSTS.len() {
-                let log = std::fs::read_to_string(self.log(host)).unwrap_or_default();
-                eprintln!("--- log of {}\n{log}", HOSTS[host]);
+            for host in HOSTS {
+                let log = std::fs::read_to_string(self.desk.path(&format!("{host}.log"))).unwrap_or_default();
+                eprintln!("--- log of {host}\n{log}");
             }
         }
     }

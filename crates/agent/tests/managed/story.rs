@@ -28,6 +28,14 @@ fn a_host_enrols_once_and_only_with_the_right_server() {
     assert_eq!(call(&token, &["--ca", &certificate]).exit, Some(0), "the token was not spent");
     call(&token, &["--fingerprint", &fingerprint]).expect_failure(5, "TARGET_EXISTS");
     call(&token, &["--fingerprint", &fingerprint, "--again"]).expect_failure(5, "SERVER_REFUSED");
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli-json.md")).unwrap();
+    let example = text.split("\n## enroll\n").nth(1).and_then(|rest| rest.split("```").nth(1)).unwrap();
+    let documented: Value = serde_json::from_str(example.trim_start_matches("json")).unwrap();
+    let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let mut command = estate.desk.command(["enroll", &origin, "--host", "lab:hv03", "--again", "--json"]);
+    let told =
+        finish(command.args(["--fingerprint", &fingerprint]).env("E3_ENROLL_TOKEN", estate.server.enrolment_token()));
+    assert_eq!(fields(&told.json()), fields(&documented));
     // The same host again is the same agent, and its old token is dead.
     let kept = std::fs::read(estate.desk.path("hv03/e3-state/managed/token")).unwrap();
     let known = agent_id(&estate, "hv03");
