@@ -7,6 +7,7 @@
 mod guest;
 mod lab_disk;
 mod page_cache;
+mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ const PASSWORD: &str = "a password for the demo only";
 pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     let folder = make_empty(&options.dir)?;
+    if options.server {
+        return server::run(&workspace, &folder, options.then_exit);
+    }
     let agent = Agent::build(&workspace, &folder, PASSWORD)?;
     fs::create_dir(folder.join("restored")).context("create the folder for restored disks")?;
 

@@ -16,6 +16,14 @@ pub struct DemoOptions {
     /// The folder that is left behind; an earlier demo's is emptied first.
     #[arg(long, value_name = "DIR", default_value = "demo")]
     pub dir: PathBuf,
+
+    /// Start a server and two agents with backups in them, and leave them running until Ctrl-C.
+    #[arg(long, conflicts_with = "disk")]
+    pub server: bool,
+
+    /// With --server: end when everything was shown.
+    #[arg(long, requires = "server", hide = true)]
+    pub then_exit: bool,
 }
 
 /// A part of the bench that is not in the rest.

@@ -44,6 +44,13 @@ impl Workspace {
         command
     }
 
+    /// The same with the server, which other tasks do not wait for.
+    pub fn release_build_with_server(&self) -> Command {
+        let mut command = self.release_build();
+        command.args(["--package", "server"]);
+        command
+    }
+
     /// A cargo command in the workspace root.
     pub fn cargo(&self) -> Command {
         cargo_in(&self.root)

@@ -21,30 +21,38 @@ pub fn back_up_all<'v>(
     at_once: usize,
     each: impl Fn(usize, VmResult<'v>) -> VmResult<'v> + Sync,
 ) -> Vec<VmResult<'v>> {
+    let ended = Mutex::new(0);
+    in_parallel(vms, at_once, |vm| {
+        let result = back_up(context, location, vm, run_id);
+        // Held while `each` prints, so that lines do not mix.
+        let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended += 1;
+        each(*ended, result)
+    })
+}
+
+/// Works on all items, so many at a time, in their order; the results are in that order, too.
+pub fn in_parallel<'v, T: Sync, R: Send>(items: &'v [T], at_once: usize, work: impl Fn(&'v T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
-    let ended: Mutex<Vec<(usize, VmResult<'v>)>> = Mutex::default();
-    let work = || {
-        while let Some(vm) = vms.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let number = vms.iter().position(|one| std::ptr::eq(one, vm)).unwrap_or_default();
-            let result = back_up(context, location, vm, run_id);
-            // Held while `each` prints, so that lines do not mix.
-            let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = each(ended.len() + 1, result);
-            ended.push((number, result));
-        }
+    let done: Mutex<Vec<(usize, R)>> = Mutex::default();
+    let work_off = || loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(item) = items.get(number) else { return };
+        let result = work(item);
+        done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
     };
     // One at a time needs no threads of its own.
-    match at_once.min(vms.len()) {
-        0 | 1 => work(),
-        at_once => std::thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work)))),
+    match at_once.min(items.len()) {
+        0 | 1 => work_off(),
+        at_once => std::thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work_off)))),
     }
-    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ended.sort_by_key(|(number, _)| *number);
-    ended.into_iter().map(|(_, result)| result).collect()
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Backs one up; once the run is cancelled, only says so. `location` is that of the repository, for messages.
-fn back_up<'v>(context: &BackupContext<'_>, location: &Location, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
+pub fn back_up<'v>(context: &BackupContext<'_>, location: &Location, vm: &'v Vm, run_id: &str) -> VmResult<'v> {
     let begun = Instant::now();
     let result =
         if context.cancel.is_cancelled() { Err(BackupError::Cancelled) } else { back_up_vm(context, vm, run_id) };

@@ -1,6 +1,7 @@
 //! The arguments, with their help.
 
 mod backup;
+mod enroll;
 mod global;
 mod host;
 mod instant;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 pub use self::backup::{BackupArgs, ConsistencyArg};
+pub use self::enroll::EnrollArgs;
 pub use self::global::{Color, Global, ProgressStyle};
 pub use self::host::{HostCommand, LabCommand, VmCommand};
 pub use self::instant::{InstantCommand, InstantMoveArgs, InstantStartArgs, StateArgs, TransportArg};
@@ -27,6 +29,7 @@ pub use self::serve::{CacheArgs, LoginArgs, ServeCommand, ServeIscsiArgs, ServeN
 pub use self::service::{ConfigCommand, ServiceCommand};
 
 use self::backup::{BACKUP_EXAMPLES, BACKUP_LONG};
+use self::enroll::ENROLL_EXAMPLES;
 use self::restore::{AUDIT_EXAMPLES, VERIFY_EXAMPLES};
 use self::service::{RUN_EXAMPLES, STATUS_EXAMPLES};
 
@@ -123,7 +126,10 @@ pub enum Command {
     /// Disk files: VHDX, VHD, raw
     #[command(subcommand)]
     Vhd(VhdCommand),
-    /// Do the jobs of the configuration as they are due, in the foreground, until stopped
+    /// Make this host an agent of a server
+    #[command(alias = "enrol", after_help = ENROLL_EXAMPLES)]
+    Enroll(EnrollArgs),
+    /// Do the jobs of the configuration, or what the server says, until stopped
     #[command(after_help = RUN_EXAMPLES)]
     Run,
     /// The same as a service of this machine

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bucket::{Bucket, Location, RetryPolicy, S3Environment};
 use jiff::Timestamp;
 use kopia_repo::{ClientOptions, Repository, Storage, StorageKind};
+use zeroize::Zeroizing;
 
 use crate::cli::Global;
 use crate::config::Config;
@@ -108,15 +109,9 @@ impl Context {
         throttles: &Throttles,
         policy: RetryPolicy,
     ) -> Result<Arc<Repository>, Failure> {
-        let what = "open the repository";
-        let on = location.to_string();
-        let bucket = bucket::open(location, &S3Environment::from_process(), policy).attempt(what, &*on)?;
-        let bucket = throttles.wrap(match hooks {
-            Some(hooks) => hooks.wrap_bucket(bucket),
-            None => bucket,
-        });
-        let password = password::existing(&self.global, &on)?;
-        Repository::open(&storage(location, bucket), &password, client()).attempt(what, on)
+        let ask = || password::existing(&self.global, &location.to_string());
+        let door = Door { environment: &S3Environment::from_process(), password: &ask, policy };
+        open_repository(location, &door, hooks, throttles)
     }
 
     /// How long a store that does not answer is asked again.
@@ -145,6 +140,38 @@ impl Context {
     pub fn time(&self, at: Timestamp) -> String {
         units::time(at, self.global.utc)
     }
+}
+
+/// What opens a repository.
+pub struct Door<'a> {
+    /// Keys of the store.
+    pub environment: &'a S3Environment,
+    /// Gives the repository's password, once the store was found.
+    pub password: &'a dyn Fn() -> Result<Zeroizing<String>, Failure>,
+    /// How long a store that does not answer is asked again.
+    pub policy: RetryPolicy,
+}
+
+/// For work that is lost when it gives up.
+pub fn patient() -> RetryPolicy {
+    RetryPolicy { give_up_after: PATIENCE_OF_BACKUPS, ..RetryPolicy::default() }
+}
+
+/// Opens a repository; `hooks` of crash tests go around the store.
+pub fn open_repository(
+    location: &Location,
+    door: &Door<'_>,
+    hooks: Option<&LabHooks>,
+    throttles: &Throttles,
+) -> Result<Arc<Repository>, Failure> {
+    let what = "open the repository";
+    let on = location.to_string();
+    let bucket = bucket::open(location, door.environment, door.policy).attempt(what, &*on)?;
+    let bucket = throttles.wrap(match hooks {
+        Some(hooks) => hooks.wrap_bucket(bucket),
+        None => bucket,
+    });
+    Repository::open(&storage(location, bucket), &(door.password)()?, client()).attempt(what, on)
 }
 
 /// How Kopia treats the store.

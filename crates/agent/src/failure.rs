@@ -247,6 +247,12 @@ catalogue! {
     StorageUnreachable = "STORAGE_UNREACHABLE", 13, ["check network, endpoint and service, then run it again"];
     /// The storage refuses.
     StorageDenied = "STORAGE_ACCESS_DENIED", 13, ["check the keys and what they may do", "the rights on the folder"];
+    /// The server does not answer.
+    ServerUnreachable = "SERVER_UNREACHABLE", 13, ["check the address, the network and the server, then run it again"];
+    /// Whoever answers is not proven to be the server.
+    ServerUntrusted = "SERVER_UNTRUSTED", 5, ["compare the fingerprint with what `e3-server serve` prints, and give --fingerprint", "give --ca FILE"];
+    /// The server refuses this agent.
+    ServerRefused = "SERVER_REFUSED", 5, ["make a new enrolment token in the server", "enable the agent there"];
     /// The repository's storage is full.
     StorageFull = "STORAGE_FULL", 14, ["make room in the storage, or raise its quota, then run it again"];
     /// The target volume is full.

@@ -130,6 +130,11 @@ impl Limits {
         self.windows.iter_mut().for_each(|window| window.upload = None);
     }
 
+    /// Limits of downloads, and of reads from the host's disks, whenever it is.
+    pub fn set_others(&mut self, download: Option<u64>, read: Option<u64>) {
+        (self.download, self.read) = (download.map(ByteRate), read.map(ByteRate));
+    }
+
     /// The rate at a time: that of the first window that is open and says something, else the one outside windows.
     fn rate(&self, way: Way, at: &ZonedDateTime) -> Option<u64> {
         let open = self.windows.iter().filter(|window| window.is_open(at));

@@ -21,6 +21,7 @@ mod instant;
 mod interrupt;
 mod lab_hooks;
 mod limits;
+mod managed;
 mod outcome;
 mod output;
 mod password;
@@ -71,6 +72,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         // The running agent reads it itself, and again when asked.
         Command::Man { dir } => return commands::about::man(&global, &dir),
         Command::Config(command) => return commands::config::run(global, &command),
+        Command::Enroll(arguments) => return managed::enroll(global, &arguments),
         Command::Run => return service::run_in_foreground(&global),
         Command::Service(command) => return service::run(&global, &command),
         command => command,
@@ -97,6 +99,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         | Command::Help { .. }
         | Command::Man { .. }
         | Command::Config(_)
+        | Command::Enroll(_)
         | Command::Run
         | Command::Service(_) => unreachable!("answered above"),
     }

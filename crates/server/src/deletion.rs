@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value as Json, json};
 
 use crate::App;
+use crate::agent_api::carried;
 use crate::args;
 use crate::changes;
 use crate::clock::after;
@@ -78,12 +79,11 @@ pub async fn candidates(tx: &mut Tx, job: i64, now: Timestamp) -> Result<BTreeMa
     let sql = format!(
         "SELECT p.id, p.vm_id, p.snapshot_time, p.hold, p.immutable_until, \
          CASE WHEN {RESTORABLE} THEN 1 ELSE 0 END AS is_complete, \
-         (SELECT COUNT(*) FROM s3_hyperv_checkpoints c WHERE c.backup_point_id = p.id AND c.is_active = 1) AS bases, \
-         (SELECT COUNT(*) FROM s3_cloudbackup_run_commands k WHERE k.point_id = p.id \
-         AND k.status IN ('pending', 'processing')) AS readers \
+         (SELECT COUNT(*) FROM s3_hyperv_checkpoints c WHERE c.backup_point_id = p.id AND c.is_active = 1) AS bases \
          FROM s3_hyperv_backup_points p JOIN s3_hyperv_vms v ON v.id = p.vm_id \
          WHERE v.job_id = ? AND p.deleted_at IS NULL ORDER BY p.vm_id, p.id"
     );
+    let read = carried::named_points(tx, "job_id = ?", args![job]).await?;
     let mut by_vm: BTreeMap<i64, Vec<Candidate>> = BTreeMap::new();
     for row in tx.rows(&sql, args![job]).await? {
         let is_immutable = row.opt_time("immutable_until")?.is_some_and(|until| until > now);
@@ -92,7 +92,7 @@ pub async fn candidates(tx: &mut Tx, job: i64, now: Timestamp) -> Result<BTreeMa
             at: row.time("snapshot_time")?,
             is_complete: row.int("is_complete")? == 1,
             is_base: row.int("bases")? > 0,
-            is_pinned: row.flag("hold")? || is_immutable || row.int("readers")? > 0,
+            is_pinned: row.flag("hold")? || is_immutable || read.contains(&row.int("id")?),
         });
     }
     Ok(by_vm)

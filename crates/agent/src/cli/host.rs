@@ -40,6 +40,23 @@ Examples:
         #[arg(long, value_name = "N", value_parser = parse_size)]
         size: Vec<u64>,
     },
+    /// Move a virtual machine to another simulated host, as a live migration does
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent lab move-vm ./lab DC01 --to ./lab2
+  e3-backup-agent lab move-vm ./lab SQL01 --to ./lab2 --json
+  e3-backup-agent lab move-vm ./lab2 DC01 --to ./lab
+
+Id, name and disks stay; what the old host tracked and remembered does not come along. A VM with checkpoints stays.")]
+    MoveVm {
+        /// Folder of the host that it is on
+        dir: PathBuf,
+        /// Name or id of the VM
+        name: String,
+        /// Folder of the host that it goes to
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
     /// Let the scripted guest write; prints the SHA-256 of each disk's raw content
     #[command(after_help = "\
 Examples:

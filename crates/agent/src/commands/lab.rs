@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hyperv::{Host, VmState};
 use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
 use serde_json::json;
 use vhdx::VirtualDisk as _;
@@ -25,6 +26,7 @@ pub fn run(context: &Context, command: LabCommand) -> Result<Outcome, Failure> {
                 .collect();
             add_vm(context, &dir, &name, &disks)
         }
+        LabCommand::MoveVm { dir, name, to } => move_vm(context, &dir, &name, &to),
         LabCommand::Write { dir, name, seed, mib } => write(context, &dir, &name, seed, mib),
     }
 }
@@ -74,6 +76,51 @@ fn add_vm(context: &Context, dir: &Path, name: &str, disks: &[DiskSource]) -> Re
     } else {
         let sizes: Vec<String> = sizes.into_iter().map(size).collect();
         line(&format!("added  {name}  {id}  disks: {}", sizes.join(", ")));
+    }
+    Ok(Outcome::DONE)
+}
+
+/// The simulated hosts share no migration service: the VM is stopped here, and there it is at once as it was.
+fn move_vm(context: &Context, dir: &Path, name: &str, to: &Path) -> Result<Outcome, Failure> {
+    let what = format!("move VM {name}");
+    let on = format!("{} to {}", dir.display(), to.display());
+    let (from, to) = (open(dir)?, open(to)?);
+    let host = Host::new(from.seam());
+    let vm = host.find_vm(name).attempt(&*what, &*on)?;
+    let id = vm.id.as_str();
+    let refuse = |why: String| {
+        Failure::new(&*what, &*on, Code::TargetRefused, why)
+            .with_steps(&["remove its checkpoints", "wait until its merges are done"])
+    };
+    if !vm.checkpoints.is_empty() || !from.is_at_rest(id).attempt(&*what, &*on)? {
+        return Err(refuse("it has checkpoints, or a merge goes on".into()));
+    }
+    let mut sources = Vec::with_capacity(vm.disks.len());
+    for disk in 0..from.disk_count(id).attempt(&*what, &*on)? {
+        let chain = from.disk_chain(id, disk).attempt(&*what, &*on)?;
+        let [file] = &chain[..] else { return Err(refuse(format!("disk {disk} consists of {} files", chain.len()))) };
+        sources.push(from.host_file(file).attempt(&*what, &*on)?);
+    }
+    let running = vm.state != VmState::Off;
+    if running {
+        from.stop_vm(id).attempt(&*what, &*on)?;
+    }
+    let copies: Vec<DiskSource> = sources.iter().cloned().map(DiskSource::Copy).collect();
+    let options = VmOptions { id: Some(id.to_owned()), running, ..VmOptions::default() };
+    to.add_vm(&vm.name, &copies, options).attempt(&*what, &*on)?;
+    let strangers = from.stray_files().attempt(&*what, &*on)?;
+    host.remove_vm(&vm.path).attempt(&*what, &*on)?;
+    // A migration takes its files along; what only lay about before stays.
+    for file in from.stray_files().attempt(&*what, &*on)?.into_iter().filter(|file| !strangers.contains(file)) {
+        let path = from.host_file(&file).attempt(&*what, &*file)?;
+        std::fs::remove_file(&path).attempt(&*what, path.display().to_string())?;
+    }
+    if context.global.json {
+        json_document(&json!({ "vm_id": id, "vm_name": vm.name, "running": running }));
+    } else if context.global.quiet {
+        line(id);
+    } else {
+        line(&format!("moved  {}  {id}  {on}", vm.name));
     }
     Ok(Outcome::DONE)
 }

@@ -21,6 +21,7 @@ use crate::context::{Context, PROGRAM};
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::host::{OpenHost, state_dir};
 use crate::limits::Throttles;
+use crate::managed::{self, Enrolment};
 use crate::restores;
 use crate::units::duration;
 
@@ -35,10 +36,16 @@ const SETTLE_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// whatever fails later is told to `events`, and the agent goes on.
 pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<(), Failure> {
     let context = Context::new(global.clone())?;
-    check(&context)?;
     let folder = state_dir(context.host_selector()?)?;
+    let enrolment = Enrolment::load(&folder)?;
+    if enrolment.is_none() {
+        check(&context)?;
+    }
     std::fs::create_dir_all(&folder).attempt("make the folder of journals", folder.display().to_string())?;
     let _lock = lock(&folder)?;
+    if let Some(enrolment) = enrolment {
+        return run_managed(&context, &enrolment, &folder, control, events);
+    }
     let former = Status::read(&folder).unwrap_or_default();
     let status = Status {
         process_id: std::process::id(),
@@ -47,6 +54,7 @@ pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<()
         state: State::Waiting,
         running: None,
         problem: None,
+        server: None,
         jobs: former.map(|former| former.jobs).unwrap_or_default(),
     };
     let throttles = Throttles::new(&context.limits());
@@ -64,6 +72,38 @@ pub fn run(global: &Global, control: &Control, events: &dyn Events) -> Result<()
     events.tell(EventKind::Started, &format!("{PROGRAM} started: {}", agent.jobs_in_words()));
     agent.work();
     agent.update(|status| (status.state, status.running) = (State::Stopped, None));
+    events.tell(EventKind::Stopped, &format!("{PROGRAM} stopped"));
+    Ok(())
+}
+
+/// The same on a host that belongs to a server: it says what is done, and when.
+fn run_managed(
+    context: &Context,
+    enrolment: &Enrolment,
+    folder: &Path,
+    control: &Control,
+    events: &dyn Events,
+) -> Result<(), Failure> {
+    let status = |state: State| Status {
+        process_id: std::process::id(),
+        program: PROGRAM.to_owned(),
+        started: Timestamp::now(),
+        state,
+        running: None,
+        problem: None,
+        server: Some(enrolment.api_base_url.clone()),
+        jobs: Default::default(),
+    };
+    let write = |state: State| {
+        if let Err(error) = status(state).write(folder) {
+            tracing::warn!(%error, "the status cannot be written");
+        }
+    };
+    write(State::Waiting);
+    let text = format!("{PROGRAM} started: agent {} of {}", enrolment.agent_id, enrolment.api_base_url);
+    events.tell(EventKind::Started, &text);
+    managed::run(context, enrolment, folder, control, events)?;
+    write(State::Stopped);
     events.tell(EventKind::Stopped, &format!("{PROGRAM} stopped"));
     Ok(())
 }

@@ -22,6 +22,8 @@ pub enum EventKind {
     JobWarned,
     /// A job failed, in part or as a whole.
     JobFailed,
+    /// The server answers again.
+    Reconnected,
     /// Something it cannot do at present.
     Problem,
 }
@@ -49,6 +51,7 @@ impl EventKind {
             Self::JobDone => 100,
             Self::JobWarned => 101,
             Self::JobFailed => 102,
+            Self::Reconnected => 20,
             Self::Problem => 200,
         }
     }
@@ -56,7 +59,9 @@ impl EventKind {
     /// How much it matters.
     pub fn gravity(self) -> Gravity {
         match self {
-            Self::Started | Self::Stopped | Self::Reloaded | Self::Settled | Self::JobDone => Gravity::Information,
+            Self::Started | Self::Stopped | Self::Reloaded | Self::Settled | Self::Reconnected | Self::JobDone => {
+                Gravity::Information
+            }
             Self::JobWarned => Gravity::Warning,
             Self::JobFailed | Self::Problem => Gravity::Error,
         }

@@ -17,11 +17,14 @@ use jiff::Timestamp;
 use serde_json::json;
 
 pub use self::agent::{AGENT_LOCK, check_configuration};
-use self::control::Control;
+pub use self::control::Control;
 use self::events::ToStandardError;
+pub use self::events::{EventKind, Events};
 pub use self::job::{Day, Job, matches, time_of_day};
 use self::status::Status;
 pub use self::status::{State as AgentState, Status as AgentStatus};
+#[cfg(windows)]
+pub use self::windows::{protect as protect_for_machine, unprotect};
 use crate::cli::{Global, ServiceCommand};
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};

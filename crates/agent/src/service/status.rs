@@ -27,6 +27,9 @@ pub struct Status {
     /// What it cannot do at present, in a sentence.
     #[serde(default)]
     pub problem: Option<String>,
+    /// The server that says what is done; none where the configuration does.
+    #[serde(default)]
+    pub server: Option<String>,
     /// By name of the job; of jobs that are gone, too, until the next start.
     #[serde(default)]
     pub jobs: BTreeMap<String, JobStatus>,

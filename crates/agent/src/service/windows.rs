@@ -5,7 +5,9 @@ mod ffi;
 mod folders;
 mod manager;
 mod process;
+mod protection;
 
+pub use self::protection::{protect, unprotect};
 use crate::cli::{Global, ServiceCommand};
 use crate::failure::Failure;
 use crate::outcome::Outcome;

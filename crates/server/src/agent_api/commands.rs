@@ -8,6 +8,7 @@ use control_api::words::CommandStatus;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 
+use super::carried;
 use crate::App;
 use crate::access::agent::Agent;
 use crate::args;
@@ -126,7 +127,11 @@ async fn deliver(app: &App, agent: &Agent, now: Timestamp) -> Result<Vec<Command
             ("delivery_count", (row.int("delivery_count")? + 1).into()),
         ];
         let condition = "id = ? AND status = 'pending'";
-        if tx.update("s3_cloudbackup_run_commands", &columns, condition, args![row.int("id")?]).await? == 1 {
+        if tx.update("s3_cloudbackup_run_commands", &columns, condition, args![row.int("id")?]).await? == 0 {
+            continue;
+        }
+        let attempt = row.int("delivery_count")? + 1;
+        if carried::begin(&mut tx, &row, agent, &lease, attempt, now).await? {
             taken.push((row, lease));
         }
     }
@@ -218,6 +223,7 @@ async fn finish(
         ("lease_until", crate::store::Value::Null),
     ];
     tx.update("s3_cloudbackup_run_commands", &columns, "id = ?", args![command]).await?;
+    carried::end(&mut tx, &row, status, message, result, now).await?;
     let topic = format!("command-{command}");
     changes::touch(&mut tx, row.int("client_id")?, row.opt_int("tenant_id")?, &topic, now).await?;
     tx.commit().await?;
@@ -230,12 +236,17 @@ pub async fn expire(app: &App, now: Timestamp) -> Result<(), Failure> {
     let again = "UPDATE s3_cloudbackup_run_commands SET status = 'pending', lease_token = NULL \
                  WHERE status = 'processing' AND lease_until < ? AND delivery_count < ?";
     tx.change(again, args![now, MAX_DELIVERIES]).await?;
-    let enough = "UPDATE s3_cloudbackup_run_commands SET status = 'failed', result_message = 'delivery_limit', \
-                  processed_at = ? WHERE status = 'processing' AND lease_until < ?";
-    tx.change(enough, args![now, now]).await?;
-    let late = "UPDATE s3_cloudbackup_run_commands SET status = 'failed', result_message = 'expired', \
-                processed_at = ? WHERE status = 'pending' AND expires_at < ?";
-    tx.change(late, args![now, now]).await?;
+    for (reason, condition) in [
+        ("delivery_limit", "status = 'processing' AND lease_until < ?"),
+        ("expired", "status = 'pending' AND expires_at < ?"),
+    ] {
+        carried::give_up(&mut tx, reason, condition, now).await?;
+        let sql = format!(
+            "UPDATE s3_cloudbackup_run_commands SET status = 'failed', result_message = ?, processed_at = ? \
+             WHERE {condition}"
+        );
+        tx.change(&sql, args![reason, now, now]).await?;
+    }
     // A result may list file names: it is kept for an hour.
     let forget = "UPDATE s3_cloudbackup_run_commands SET result_blob = NULL \
                   WHERE result_blob IS NOT NULL AND processed_at < ?";

@@ -1,5 +1,6 @@
 //! What agents call (spec control-api 1, 2): each function reads its fields, asks `runs` or the database, and answers.
 
+pub mod carried;
 pub mod commands;
 pub mod device_code;
 pub mod discover;

@@ -2,6 +2,7 @@
 
 use control_api::hyperv::{ChainElement, RestoreInfo, RestoreInfoPoint, RestoreInfoQuery};
 
+use super::carried;
 use crate::args;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
@@ -14,9 +15,8 @@ pub async fn get(call: &Call<'_>) -> Result<Answer, Failure> {
     let agent = call.agent()?;
     let asked: RestoreInfoQuery = call.read()?;
     let mut tx = call.app.db.read().await?;
-    let command = "SELECT id FROM s3_cloudbackup_run_commands WHERE agent_id = ? AND point_id = ? \
-                   AND status IN ('pending', 'processing')";
-    let is_target = tx.row(command, args![agent.id, asked.backup_point_id]).await?.is_some();
+    let named = carried::named_points(&mut tx, "agent_id = ?", args![agent.id]).await?;
+    let is_target = named.contains(&asked.backup_point_id);
     let sql = "SELECT p.*, v.generation, j.agent_id AS job_agent, j.id AS job_id FROM s3_hyperv_backup_points p \
                JOIN s3_hyperv_vms v ON v.id = p.vm_id JOIN s3_cloudbackup_jobs j ON j.id = v.job_id \
                WHERE p.id = ? AND p.client_id = ? AND p.deleted_at IS NULL";

@@ -4,8 +4,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A database for one test.
@@ -51,11 +51,32 @@ impl Database {
 /// The MariaDB server of this test program; it ends with it.
 struct MariaDb {
     socket: PathBuf,
-    _process: Child,
-    _folder: tempfile::TempDir,
+    /// The shell that holds it; another one after it was away.
+    shell: Mutex<Child>,
+    folder: tempfile::TempDir,
+}
+
+/// Kills the MariaDB server of this test program, if it runs, and starts it again after that time.
+pub fn take_away(time: Duration) {
+    let Some(database) = server() else { return };
+    let mut shell = database.shell.lock().expect("no panic while held");
+    // The end of its input is the end of the server: -9.
+    drop(shell.stdin.take());
+    shell.wait().expect("its end");
+    std::thread::sleep(time);
+    *shell = spawn(&database.folder);
+    database.wait();
 }
 
 impl MariaDb {
+    fn wait(&self) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.client("SELECT 1") {
+            assert!(Instant::now() < until, "MariaDB did not come up: {}", log(&self.folder.path().join("log")));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn client(&self, statement: &str) -> bool {
         let Some(program) = find("mariadb", "E3_TEST_MARIADB_CLIENT") else { return false };
         let mut client = Command::new(program);
@@ -79,7 +100,7 @@ fn server() -> Option<&'static MariaDb> {
 }
 
 fn start() -> Option<MariaDb> {
-    let program = find("mariadbd", "E3_TEST_MARIADB")?;
+    find("mariadbd", "E3_TEST_MARIADB")?;
     let install = find("mariadb-install-db", "E3_TEST_MARIADB_INSTALL")?;
     let folder = tempfile::Builder::new().prefix("e3db").tempdir().expect("folder");
     let data = folder.path().join("data");
@@ -94,14 +115,23 @@ fn start() -> Option<MariaDb> {
     let made = make.stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(made.is_ok_and(|status| status.success()), "mariadb-install-db failed");
     let socket = folder.path().join("s");
+    let database = MariaDb { socket, shell: Mutex::new(spawn(&folder)), folder };
+    database.wait();
+    Some(database)
+}
+
+/// Starts the server on what lies in that folder.
+fn spawn(folder: &tempfile::TempDir) -> Child {
+    let program = find("mariadbd", "E3_TEST_MARIADB").expect("it was found before");
+    let user = if is_root() { "root" } else { "" };
     // The shell ends the server when this program's end of the pipe closes, however this program ends.
     let script = format!(
         "{} --no-defaults {} --datadir={} --socket={} --skip-networking --pid-file={} --max-connections=400 \
          --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=64M 2>{} & server=$!; cat >/dev/null; kill -9 $server",
         program.display(),
         if user.is_empty() { String::new() } else { format!("--user={user}") },
-        data.display(),
-        socket.display(),
+        folder.path().join("data").display(),
+        folder.path().join("s").display(),
         folder.path().join("pid").display(),
         folder.path().join("log").display(),
     );
@@ -109,13 +139,7 @@ fn start() -> Option<MariaDb> {
     shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = shell.spawn().expect("a shell");
     process.stdin.as_mut().expect("its input").flush().expect("its input");
-    let database = MariaDb { socket, _process: process, _folder: folder };
-    let until = Instant::now() + Duration::from_secs(30);
-    while !database.client("SELECT 1") {
-        assert!(Instant::now() < until, "MariaDB did not come up: {}", log(&database._folder.path().join("log")));
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Some(database)
+    process
 }
 
 fn log(path: &Path) -> String {
