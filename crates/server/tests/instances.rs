@@ -65,10 +65,8 @@ fn claim_all(database: &Database, agents: usize, rounds: usize, workers: usize) 
         .collect();
     let client = one.count("SELECT id FROM s3_clients");
     let limits = "{\"runs_per_agent\": 1000, \"runs_per_repository\": 100000}";
-    one.change(&format!(
-        "INSERT INTO s3_cloudbackup_settings (client_id, settings_json, updated_at) \
-         VALUES ({client}, '{limits}', '2026-01-01 00:00:00')"
-    ));
+    let set = format!("UPDATE s3_cloudbackup_settings SET settings_json = '{limits}' WHERE client_id = {client}");
+    assert_eq!(one.change(&set), 1);
     let started = Instant::now();
     let mut claimed = BTreeSet::new();
     for _ in 0..rounds {
