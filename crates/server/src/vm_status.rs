@@ -39,8 +39,9 @@ struct Vm {
 /// thousand VMs.
 pub async fn refresh(app: &App, client: i64, now: Timestamp) -> Result<usize, Failure> {
     let mut tx = app.db.read().await?;
-    let vms = gather(&mut tx, client, now).await?;
+    // The rows before the facts: a VM that is reported between the two is new, and not one that is gone.
     let stored = tx.rows("SELECT * FROM vm_status WHERE client_id = ?", args![client]).await?;
+    let vms = gather(&mut tx, client, now).await?;
     drop(tx);
     let stored: BTreeMap<String, Row> =
         stored.into_iter().map(|row| Ok((row.text("vm_guid")?, row))).collect::<Result<_, Failure>>()?;
@@ -63,7 +64,8 @@ pub async fn refresh(app: &App, client: i64, now: Timestamp) -> Result<usize, Fa
         }
     }
     for (guid, row) in gone {
-        tx.change("DELETE FROM vm_status WHERE client_id = ? AND vm_guid = ?", args![client, guid]).await?;
+        let of = args![client, guid, row.int("version")?];
+        tx.change("DELETE FROM vm_status WHERE client_id = ? AND vm_guid = ? AND version = ?", of).await?;
         changed += 1;
         tenants.insert(row.opt_int("tenant_id")?);
     }
