@@ -202,7 +202,7 @@ impl Keeper {
     fn moves(&mut self, desk: &Desk, guest: &Guest, kills: u32) {
         // The last but one while it switches, the last when the disk is local.
         let while_moving = kills.saturating_sub(2);
-        let rate = ["--rate", "24MiB/s", "--no-wait"];
+        let rate = ["--rate", "8MiB/s", "--no-wait"];
         instant(desk, &[&["move", VM, "--to", "vms"], &rate[..]].concat());
         for nth in 0..while_moving {
             std::thread::sleep(Duration::from_millis(700 + 400 * u64::from(nth)));
