@@ -95,6 +95,7 @@ struct Serve {
     /// Lets this server try endpoints in private networks for tenants.
     #[arg(long)]
     allow_private_endpoints: bool,
+
     /// How logs are written: for people, or one JSON object a line.
     #[arg(long, env = "E3_SERVER_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -135,7 +136,11 @@ fn main() -> ExitCode {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match options.log_format {
+    let format = match &command {
+        Command::Serve(options) => options.log_format,
+        Command::Repo(_) => LogFormat::Text,
+    };
+    match format {
         LogFormat::Text => log.with_ansi(is_terminal).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }

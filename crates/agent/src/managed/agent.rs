@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use control_api::Object;
 use control_api::command::PollAnswer;
 use control_api::enrolment::RotatedToken;
+use control_api::envelope::Answer;
 use control_api::events::{AgentEvent, PushAgentEvents};
 use control_api::hyperv::{Discover, DiscoverAnswer, Vm as WireVm};
 use control_api::run::{NextRun, NextRunAnswer, Run};
@@ -166,8 +167,9 @@ impl<'m, 'a> Loop<'m, 'a> {
                 managed.throttles.change(&managed.context.limits());
             }
             // What is told before decides what is handed out: a run that ended is not begun again.
-            if self.may_have_unfinished && !managed.control.is_paused() && !managed.has_unsent_results() {
-                self.may_have_unfinished = !self.claim(scope);
+            let may_claim = self.is_connected != Some(false) && !managed.control.is_paused();
+            if self.may_have_unfinished && may_claim && !managed.has_unsent_results() {
+                self.may_have_unfinished = self.claim(scope).is_err();
             }
             let is_time = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_AT_HOST_EVERY);
             if is_time && self.is_connected != Some(false) {
@@ -233,7 +235,7 @@ impl<'m, 'a> Loop<'m, 'a> {
         if answer.run_available && !managed.control.is_paused() {
             // The VMs that the server chooses from are those of now.
             self.report_host();
-            has_begun |= self.claim(scope);
+            has_begun |= self.claim(scope).is_ok_and(|begun| begun > 0);
         }
         // Something that cannot be taken now is offered again at once.
         let wait = if has_begun || !has_offer(answer.run_available, &answer.cancel_runs) {
@@ -265,31 +267,32 @@ impl<'m, 'a> Loop<'m, 'a> {
         self.is_connected = Some(true);
     }
 
-    /// Claims runs until there is none, or no room; whether the server answered that there is none.
-    fn claim<'s>(&mut self, scope: &'s Scope<'s, '_>) -> bool
+    /// Claims runs until there is none, or no room; how many began.
+    fn claim<'s>(&mut self, scope: &'s Scope<'s, '_>) -> Result<usize, CallError>
     where
         'm: 's,
     {
         let managed = self.managed;
+        let mut begun = 0;
         loop {
             let free = RUNS_AT_ONCE.saturating_sub(lock(&managed.runs).len());
             if free == 0 || managed.control.is_stopping() {
-                return true;
+                return Ok(begun);
             }
             let asked = NextRun {
                 engines: vec![Engine::Hyperv],
                 slots: i64::try_from(free).ok(),
                 boot_id: Some(managed.client.boot().to_owned()),
             };
-            let run = match managed.client.post::<NextRunAnswer>("agent_next_run.php", None, &asked) {
-                Ok(answer) => answer.body.run,
+            match managed.client.post::<NextRunAnswer>("agent_next_run.php", None, &asked) {
+                Ok(Answer { body: NextRunAnswer { run: Some(run) }, .. }) => managed.start(scope, run),
+                Ok(_) => return Ok(begun),
                 Err(error) => {
                     self.failed(&error);
-                    return false;
+                    return Err(error);
                 }
-            };
-            let Some(run) = run else { return true };
-            managed.start(scope, run);
+            }
+            begun += 1;
         }
     }
 

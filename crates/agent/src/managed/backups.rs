@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use backup::{
-    BackupContext, BackupOptions, ConsistencyPolicy, HostState, Point, VmReport, WarningCode, list_points, settle_vm,
+    BackupContext, BackupOptions, Cancel, ConsistencyPolicy, HostState, Point, VmReport, WarningCode, list_points,
+    settle_vm,
 };
 use bucket::Location;
 use control_api::Object;
@@ -80,7 +81,7 @@ fn perform_all(managed: &Managed<'_>, run: &Run, work: &Work) -> Ended {
         work.tell("error", "error", "HYPERV_NO_VMS", json!({ "error": why }));
         return Ended::failed(Some(why.to_owned()), Some("VM_NOT_FOUND"));
     }
-    let prepared = match Prepared::new(managed, run) {
+    let prepared = match Prepared::new(managed, run, &work.cancel) {
         Ok(prepared) => prepared,
         Err(failure) if work.cancel.is_cancelled() => {
             tracing::info!(%failure, "a run ended before its first VM");
@@ -211,7 +212,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(managed: &Managed<'_>, run: &Run) -> Result<Self, Failure> {
+    fn new(managed: &Managed<'_>, run: &Run, cancel: &Cancel) -> Result<Self, Failure> {
         let host = managed.context.host()?;
         let state = host.state()?;
         // One of the VMs may be half-way through being replaced; the others are none the worse for it.
@@ -222,6 +223,7 @@ impl Prepared {
         let vms = host.host.list_vms().attempt("list the virtual machines", &*host.name)?;
         let throttles = managed.throttles_of(run);
         let store = Store::of_run(run, &managed.folder)?;
+        store.wait_until_reached(cancel)?;
         let repo = store.open_or_make(host.hooks.as_ref(), &throttles)?;
         // The same for every attempt: by it a point is found that an earlier attempt stored.
         let run_id = run.run_uuid.clone().unwrap_or_else(|| format!("run-{}", run.run_id));

@@ -44,6 +44,8 @@ pub fn perform(managed: &Managed<'_>, command: &Command) {
     };
     let (name, body) = match answer {
         Ok(Answer::Later) => return,
+        // This process ends in the middle of it: the command comes again.
+        Err(failure) if failure.code() == Code::Interrupted && managed.control.is_stopping() => return,
         Ok(Answer::Result(result)) => ("agent_report_browse.php", json!({ "command_id": id, "result": result })),
         Ok(Answer::Text(text)) => ("agent_complete_command.php", completed(id, CommandStatus::Completed, text)),
         Err(failure) if failure.code() == Code::NotSupported => {
@@ -144,8 +146,9 @@ fn verify(managed: &Managed<'_>, command: &Command) -> Result<Value, Failure> {
     let id = command.payload.get("backup_point_id").and_then(Value::as_i64).ok_or_else(missing)?;
     let word = command.payload.get("level").and_then(Value::as_str).unwrap_or("structure");
     let host = managed.context.host()?;
-    let repo = Store::of_command(command.job_context.as_ref(), &managed.folder)?
-        .open(host.hooks.as_ref(), &managed.throttles)?;
+    let store = Store::of_command(command.job_context.as_ref(), &managed.folder)?;
+    store.wait_until_reached(managed.control.cancel())?;
+    let repo = store.open(host.hooks.as_ref(), &managed.throttles)?;
     let point = vm_restores::point(managed, &repo, id)?;
     let cancel = managed.control.cancel();
     let on = format!("point {id} of {}", point.vm_name);

@@ -4,10 +4,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bucket::{Credentials, Location, S3Environment, S3Location};
+use bucket::{Bucket as _, Credentials, Location, RetryPolicy, S3Environment, S3Location};
 use control_api::repository::RepoOperation;
 use control_api::run::{Destination, Run};
+use hyperv::Cancel;
 use kopia_repo::{CreateOptions, Repository};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -19,6 +21,11 @@ use crate::failure::{Attempt as _, Code, Failure};
 use crate::lab_hooks::LabHooks;
 use crate::limits::Throttles;
 use crate::units::hex;
+
+/// A blob that every repository has; whether it is there does not matter to who asks if the store answers.
+const A_BLOB: &str = "kopia.repository";
+/// A store that does not answer is asked again this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// A repository, and what opens it.
 pub struct Store {
@@ -112,6 +119,32 @@ impl Store {
             })
         };
         Ok(Self { location, environment, password: Zeroizing::new(password.to_owned()) })
+    }
+
+    /// Waits, as long as a backup would, until the store answers at all; a request to stop is seen within seconds.
+    pub fn wait_until_reached(&self, cancel: &Cancel) -> Result<(), Failure> {
+        let what = "reach the repository's store";
+        let on = self.location.to_string();
+        let begun = Instant::now();
+        let policy = RetryPolicy { give_up_after: LOOK_EVERY, ..RetryPolicy::default() };
+        loop {
+            let bucket = bucket::open(&self.location, &self.environment, policy);
+            let answer =
+                bucket.attempt(what, &*on).and_then(|bucket| bucket.head(A_BLOB).map(drop).attempt(what, &*on));
+            let may_wait = begun.elapsed() < patient().give_up_after;
+            match answer {
+                Err(failure) if failure.code() == Code::StorageUnreachable && may_wait => {}
+                // Whatever else there is to say of the store, who opens the repository says.
+                _ => return Ok(()),
+            }
+            let pause = Instant::now();
+            while pause.elapsed() < LOOK_EVERY {
+                if cancel.is_cancelled() {
+                    return Err(Failure::new(what, on, Code::Interrupted, "stopped on request"));
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
     }
 
     /// Opens it.

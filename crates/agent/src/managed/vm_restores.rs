@@ -145,10 +145,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(managed: &Managed<'_>, command: &Command) -> Result<Self, Failure> {
+    fn new(managed: &Managed<'_>, command: &Command, cancel: &Cancel) -> Result<Self, Failure> {
         let host = managed.context.host()?;
         let state = host.state()?;
         let store = Store::of_command(command.job_context.as_ref(), &managed.folder)?;
+        store.wait_until_reached(cancel)?;
         let repo = store.open(host.hooks.as_ref(), &managed.throttles)?;
         Ok(Self { host, state, repo })
     }
@@ -181,9 +182,9 @@ pub fn point(managed: &Managed<'_>, repo: &Repository, backup_point_id: i64) -> 
 /// `hyperv_preflight`: every obstacle of every VM; nothing is touched.
 pub fn preflight(managed: &Managed<'_>, command: &Command) -> Result<Value, Failure> {
     let wanted = Wanted::read(&command.payload)?;
-    let bench = Bench::new(managed, command)?;
-    let cancel = Cancel::default();
-    let context = bench.context(&backup::Silent, &cancel);
+    let cancel = managed.control.cancel();
+    let bench = Bench::new(managed, command, cancel)?;
+    let context = bench.context(&backup::Silent, cancel);
     let mut vms = Vec::new();
     for vm in &wanted.vms {
         let point = point(managed, &bench.repo, vm.backup_point_id)?;
@@ -232,7 +233,7 @@ fn obstacle_json(obstacle: &RestoreObstacle) -> Value {
 pub fn perform(managed: &Managed<'_>, command: &Command, work: &Work) -> Result<String, Failure> {
     let done = work.while_reported(&managed.client, &managed.outbox, || {
         let wanted = Wanted::read(&command.payload)?;
-        let bench = Bench::new(managed, command)?;
+        let bench = Bench::new(managed, command, &work.cancel)?;
         for text in restores::put_in_order(&bench.host, &bench.state, &backup::Silent)? {
             managed.settled(&text);
         }

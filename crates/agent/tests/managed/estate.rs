@@ -22,16 +22,18 @@ pub struct Repository {
     pub url: String,
     /// Access key and secret, if it needs them.
     pub keys: Option<(String, String)>,
+    /// Its password.
+    pub password: &'static str,
 }
 
 impl Repository {
     /// That of [`Estate::folder_destination`].
     pub fn folder() -> Self {
-        Self { url: "repo".to_owned(), keys: None }
+        Self { url: "repo".to_owned(), keys: None, password: PASSWORD }
     }
 
     fn open<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.env("E3_REPOSITORY", &self.url);
+        command.env("E3_REPOSITORY", &self.url).env("E3_PASSWORD", self.password);
         if let Some((key, secret)) = &self.keys {
             command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret);
         }
@@ -117,6 +119,12 @@ impl Estate {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Every process of this estate.
+    pub fn processes(&self) -> Vec<u32> {
+        let agents = self.agents.iter().flatten().map(Child::id);
+        agents.chain([self.server.process_id()]).collect()
     }
 
     /// Asks the agent of a host to end, as a service manager does.

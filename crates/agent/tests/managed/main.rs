@@ -1,6 +1,8 @@
 //! Server and agents together, each a process of its own: from the enrolment to a restored VM, and through misfortune.
 #![cfg(unix)]
 
+#[path = "../support/canaries.rs"]
+mod canaries;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -10,6 +12,7 @@ mod database;
 
 mod estate;
 mod faults;
+mod secrets;
 mod server_process;
 mod story;
 

@@ -34,6 +34,8 @@ pub fn serve_if_asked() {
         jitter_secs: 0,
         ..Settings::new(PathBuf::from(text("data").expect("a folder")))
     };
+    // As `e3-server` writes it, and all of it.
+    tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false).with_writer(std::io::stderr).init();
     let clock = settings.clock.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let server = runtime.block_on(server::start(settings)).unwrap_or_else(|error| panic!("start: {error:#}"));
@@ -90,6 +92,11 @@ impl Server {
         server
     }
 
+    /// The API token that its owner uses here.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// `https://…`
     pub fn origin(&self) -> String {
         format!("https://{}", self.listen)
@@ -100,7 +107,7 @@ impl Server {
         let asked = json!({"data": self.data, "listen": self.listen.to_string(), "database": self.database});
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", "server_process", "--ignored", "--nocapture"]).env(VARIABLE, asked.to_string());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(self.log());
         let mut process = command.spawn().expect("start the server");
         let (input, output) = (process.stdin.take().expect("input"), process.stdout.take().expect("output"));
         let mut lines = BufReader::new(output).lines();
@@ -118,6 +125,16 @@ impl Server {
         self.fingerprint = ready["fingerprint"].as_str().expect("fingerprint").to_owned();
         self.process = Some((process, input));
         ready["setup_link"].as_str().map(str::to_owned)
+    }
+
+    fn log(&self) -> std::fs::File {
+        let path = self.data.with_extension("log");
+        std::fs::File::options().create(true).append(true).open(path).expect("a log")
+    }
+
+    /// The processes that can be looked at: the server's.
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").0.id()
     }
 
     /// Kills it: -9, in the middle of whatever it does.

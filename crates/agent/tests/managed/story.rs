@@ -87,7 +87,7 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
             let (destination, url) = estate.s3_destination(service);
             let keys = service.credentials();
             let keys = (keys.access_key_id.clone(), keys.secret_access_key.clone());
-            (destination, Repository { url, keys: Some(keys) })
+            (destination, Repository { url, keys: Some(keys), ..Repository::folder() })
         }
     };
     let made = estate.server.post(

@@ -3,8 +3,8 @@
 //! The router, the OpenAPI document and the walk of the tests are made from this one table.
 
 use control_api::{
-    account, agent, alert, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant, job,
-    nas, progress, protection, report, repository, restore, run, run_list, settings,
+    account, agent, alert, approval, catalogue, command, destination, enrolment, envelope, events, hyperv, instant,
+    job, nas, progress, protection, report, repository, restore, run, run_list, settings,
 };
 
 use super::openapi::{self, Describe, none, of};
