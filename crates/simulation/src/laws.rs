@@ -332,7 +332,12 @@ fn check_leftovers_as(world: &World, vm: usize, law: Law, after_success: bool) {
         world.find(law, format!("{ours} reference points of ours"));
     }
     if after_success && lab.is_at_rest(&id).unwrap_or(false) && foreign_checkpoints.is_empty() {
-        let is_of_checkpoints = |file: &String| file.contains(".avhdx") || file.contains(r"\Snapshots\");
+        // The host's own, of another VM, and as long as the fault lasts.
+        let is_of_a_fault = world.model().faults.iter().any(|(_, fault)| matches!(fault, HostFault::LeavesFile));
+        let is_of_checkpoints = |file: &String| {
+            (file.contains(".avhdx") || file.contains(r"\Snapshots\"))
+                && !(is_of_a_fault && file.ends_with("-AutoRecovery.avhdx"))
+        };
         let strays: Vec<String> = lab.stray_files().unwrap_or_default().into_iter().filter(is_of_checkpoints).collect();
         if !strays.is_empty() {
             world.find(law, format!("files are left over: {strays:?}"));
