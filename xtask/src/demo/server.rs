@@ -275,7 +275,7 @@ impl Estate {
                 "bring a machine back under another name",
                 post(
                     "cloudbackup_hyperv_start_restore.php",
-                    json!({ "backup_point_id": point, "target_vm_name": "restored" }),
+                    json!({ "backup_point_id": point, "target_agent_id": agent, "target_vm_name": "restored" }),
                 ),
             ),
         ];

@@ -84,6 +84,37 @@ fn an_agent_that_is_killed_in_the_middle_of_a_run_goes_on_with_it() {
 }
 
 #[test]
+fn an_agent_that_dies_between_the_point_and_its_word_tells_of_it_later() {
+    let prepare = |environment: &[(&str, String)]| {
+        let mut estate = Estate::enrolled(None);
+        estate.add_vm(0, "DC01", 4, 1);
+        estate.start_agent(0, environment);
+        estate.wait_for_vms(&["DC01"]);
+        let destination = estate.folder_destination();
+        let job = estate.job(0, destination, &json!({}));
+        let run = estate.start_run(job).remove(0);
+        (estate, job, run)
+    };
+    // How many calls a run makes on the repository's store: with the last of them its point is there.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("counts").display().to_string();
+    let (estate, _, run) = prepare(&[("E3_LAB_COUNT_FILE", file.clone())]);
+    assert_eq!(estate.server.ended(&run)["run"]["status"], "success");
+    let counts: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let last = counts["bucket"].as_u64().unwrap() - 1;
+    drop(estate);
+
+    let (mut estate, job, run) = prepare(&[("E3_LAB_KILL_AT", format!("bucket:{last}:after"))]);
+    assert!(!estate.agent_ended(0).success(), "the hook kills");
+    assert_eq!(estate.stored_points(&Repository::folder()), 1, "the point is in the repository");
+    assert!(estate.server.points_of("DC01").is_empty(), "and the server does not know it");
+    estate.start_agent(0, &[]);
+    let ended = estate.server.ended(&run);
+    assert_eq!(ended["run"]["attempt"], 2, "{ended}");
+    expect_one_good_run(&mut estate, job, &run);
+}
+
+#[test]
 fn an_agent_that_is_stopped_in_the_middle_of_a_run_goes_on_with_it() {
     let (mut estate, job) = slow_job();
     let run = estate.start_run(job).remove(0);
