@@ -142,11 +142,14 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Manual pages, a file for each command
-    #[command(after_help = "\
+    #[command(
+        hide = true,
+        after_help = "\
 Examples:
   e3-backup-agent man ./man && man ./man/e3-backup-agent.1
   e3-backup-agent man /usr/local/share/man/man1
-  e3-backup-agent man ./man --json")]
+  e3-backup-agent man ./man --json"
+    )]
     Man {
         /// A folder; it is made when it is not there
         dir: PathBuf,
