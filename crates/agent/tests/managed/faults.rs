@@ -9,7 +9,7 @@ use crate::database::{Database, take_away};
 use crate::estate::{Estate, Repository};
 
 /// Slow enough that things can happen in the middle.
-const SLOW: &str = r#"{"throttle_json": {"read_bytes_per_sec": 3000000}}"#;
+const SLOW: &str = r#"{"throttle_json": {"read_bytes_per_sec": 1000000}}"#;
 
 /// One host, one VM, one slow job.
 fn slow_job() -> (Estate, i64) {
