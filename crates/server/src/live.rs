@@ -103,15 +103,16 @@ pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
     let mut seen = Seen::default();
     let every = READ_EVERY.min(app.settings.tick);
     loop {
-        tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(every) => {}
-        }
+        // At once: what changes from here on is news to those who listen.
         match seen.read(&app).await {
             Ok(changes) if changes.is_empty() => {}
             // Nobody listens: nobody misses it.
             Ok(changes) => drop(app.live.sender.send(Arc::new(changes))),
             Err(failure) => warn!("read changes: {failure:?}"),
+        }
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
         }
     }
 }
