@@ -2,7 +2,7 @@
 //!
 //! Each session has a folder in the state folder, with [`serve::Session`]'s files and three of this program's:
 //! [`Record`], how it is served, written once; [`Wanted`], what its operator wants to become of it; [`Figures`], how it
-//! is, told once a second. One process, the keeper ([`keep`]), serves a session; others speak to it through `Wanted`
+//! is, told once a second. One process, the keeper (`keeper`), serves a session; others speak to it through `Wanted`
 //! alone, so that what was asked for outlives a kill of any of them.
 //!
 //! Start with `record.rs`, then `keeper.rs`. `qemu.rs` is what a person puts into QEMU's command line or libvirt's
