@@ -15,13 +15,13 @@ use crate::format::content_id::ContentId;
 use crate::format::encryption::{ContentCipher, NONCE_BYTES, OVERHEAD, blob_iv, whole_blob_name};
 use crate::format::epoch::{self, CommittedState, ListedBlob};
 use crate::format::format_blob::{
-    BLOB_CFG_ID, BlobCfg, FORMAT_BLOB_ID, FormatBlob, FormatCheckError, RepositoryFormat, UnlockError, UnlockedFormat,
-    new_unique_id,
+    BLOB_CFG_ID, BlobCfg, FORMAT_BLOB_ID, FormatBlob, UnlockError, UnlockedFormat, new_unique_id,
 };
 use crate::format::hashing::ContentHasher;
 use crate::format::index::{IndexEntry, IndexLayer, build};
 use crate::format::maintenance_params::MaintenanceParams;
 use crate::format::policy::Policy;
+use crate::format::repository_format::{FormatCheckError, RepositoryFormat};
 use crate::index_view::IndexView;
 use crate::manifests::ManifestCache;
 use crate::session::{SessionOptions, WriteSession};

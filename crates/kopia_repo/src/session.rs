@@ -12,23 +12,25 @@
 //! a buffer with `gate` and the pack locked; that ends, because the upload threads, which give buffers back, take
 //! neither.
 
-use std::collections::HashSet;
+mod packs;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use jiff::Timestamp;
 
 use crate::Repository;
-use crate::error::{ReadError, WriteError};
+use crate::error::WriteError;
 use crate::format::compression::{CompressContext, CompressionId, compress};
 use crate::format::content_id::ContentId;
 use crate::format::encryption::NONCE_BYTES;
 use crate::format::index::IndexEntry;
 use crate::format::manifest::{ManifestEntry, build_entries, new_manifest_id};
-use crate::format::pack::{self, SessionMarker};
+use crate::format::pack;
+use packs::{ClosedPack, Generation, OpenPack, PackBuffers, PackSlot, Shared};
 
 /// Content prefix of directory objects.
 pub const DIRECTORY_PREFIX: u8 = b'k';
@@ -45,9 +47,6 @@ const FLUSH_ENTRIES: u64 = 200_000;
 const METADATA_BUFFERS: usize = 2;
 /// What a pack may exceed its size by: one content, padding and the local index.
 const PACK_SLACK_BYTES: usize = 2 << 20;
-/// More than this and the clocks of maintenance and ours would disagree about what is old (spec 7.10 rule 9).
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
-
 /// What [`WriteSession::write_content`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -116,15 +115,6 @@ struct Core {
     uploaders: Vec<JoinHandle<()>>,
 }
 
-/// What the upload threads share with the session.
-struct Shared {
-    repo: Arc<Repository>,
-    /// Claimed or written here and not yet in the repository's index.
-    pending: Mutex<HashSet<ContentId>>,
-    uploaded_bytes: AtomicU64,
-    failure: Mutex<Option<(String, Option<bucket::ErrorKind>)>>,
-}
-
 #[derive(Default)]
 struct Counters {
     new_contents: AtomicU64,
@@ -133,45 +123,6 @@ struct Counters {
     metadata_bytes: AtomicU64,
     /// Of the core, when this count began.
     uploaded_before: u64,
-}
-
-/// What is flushed together: one Kopia session with its marker, its packs and their index entries.
-struct Generation {
-    session_id: String,
-    started: SystemTime,
-    /// Name of the marker once it is written.
-    marker: Mutex<Option<String>>,
-    entries: Mutex<Vec<IndexEntry>>,
-    entry_count: AtomicU64,
-    uploads_outstanding: Mutex<usize>,
-    uploads_done: Condvar,
-}
-
-/// The open pack of one kind, and the buffers for packs of that kind.
-struct PackSlot {
-    open: Mutex<Option<OpenPack>>,
-    buffers: PackBuffers,
-}
-
-/// A fixed number of buffers, used in turn: so a session's memory follows from how much it writes and not from which
-/// of its packs happened to wait for the storage at the same time.
-#[derive(Clone)]
-struct PackBuffers {
-    free: Receiver<Vec<u8>>,
-    back: Sender<Vec<u8>>,
-}
-
-struct OpenPack {
-    generation: Arc<Generation>,
-    id: Arc<str>,
-    bytes: Vec<u8>,
-    /// Where `bytes` goes back to.
-    buffers: PackBuffers,
-    entries: Vec<IndexEntry>,
-}
-
-struct ClosedPack {
-    pack: OpenPack,
 }
 
 #[derive(Default)]
@@ -557,148 +508,6 @@ impl Drop for Core {
 enum Claim {
     Known,
     New { superseded_at: Option<i64> },
-}
-
-impl Shared {
-    fn fail(&self, error: WriteError) -> WriteError {
-        lock(&self.failure).get_or_insert_with(|| {
-            let mut problem = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                problem = format!("{problem}: {error}");
-                cause = error.source();
-            }
-            (problem, error.storage_kind())
-        });
-        error
-    }
-
-    fn upload(&self, ClosedPack { mut pack }: ClosedPack) {
-        let generation = pack.generation.clone();
-        // After a failure nothing more is sent: no index will ever name it.
-        if lock(&self.failure).is_none() {
-            match self.put_pack(&mut pack) {
-                Ok(()) => lock(&generation.entries).append(&mut pack.entries),
-                Err(error) => drop(self.fail(error)),
-            }
-        }
-        pack.buffers.give_back(pack.bytes);
-        let mut outstanding = lock(&generation.uploads_outstanding);
-        *outstanding -= 1;
-        if *outstanding == 0 {
-            generation.uploads_done.notify_all();
-        }
-    }
-
-    fn put_pack(&self, pack: &mut OpenPack) -> Result<(), WriteError> {
-        let marker_bytes = pack.generation.write_marker(&self.repo)?;
-        pack::finish(
-            &mut pack.bytes,
-            &mut pack.entries,
-            self.repo.index_version(),
-            self.repo.hasher(),
-            self.repo.cipher(),
-        )
-        .map_err(|error| ReadError::damaged(format!("the local index of pack {}", pack.id), error))?;
-        self.repo
-            .blobs()
-            .put(&pack.id, &[&pack.bytes], self.repo.now())
-            .map_err(WriteError::storage(format!("pack {}", pack.id)))?;
-        self.uploaded_bytes.fetch_add(pack.bytes.len() as u64 + marker_bytes, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-impl Generation {
-    fn new(repo: &Repository) -> Self {
-        Self {
-            session_id: pack::new_session_id(repo.timestamp()),
-            started: repo.now(),
-            marker: Mutex::default(),
-            entries: Mutex::default(),
-            entry_count: AtomicU64::new(0),
-            uploads_outstanding: Mutex::new(0),
-            uploads_done: Condvar::new(),
-        }
-    }
-
-    fn wait_for_uploads(&self) {
-        let outstanding = lock(&self.uploads_outstanding);
-        drop(self.uploads_done.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
-    }
-
-    /// Writes the session marker before the first pack (spec 3.10), and looks at the storage's clock on it. Returns
-    /// the bytes written.
-    fn write_marker(&self, repo: &Repository) -> Result<u64, WriteError> {
-        let mut marker = lock(&self.marker);
-        if marker.is_some() {
-            return Ok(0);
-        }
-        let now = repo.timestamp();
-        let json = SessionMarker {
-            id: self.session_id.clone(),
-            start_time: now,
-            checkpoint_time: now,
-            username: repo.username().to_owned(),
-            hostname: repo.hostname().to_owned(),
-        }
-        .to_json();
-        let (name, sealed) = repo.seal_blob("s", &json, Some(&self.session_id));
-        let what = format!("session marker {name}");
-        repo.blobs().put(&name, &[&sealed], repo.now()).map_err(WriteError::storage(what.clone()))?;
-        *marker = Some(name.clone());
-        let stored = repo.blobs().head(&name).map_err(WriteError::storage(what))?.modified;
-        let now = repo.now();
-        let (skew, direction) = match now.duration_since(stored) {
-            Ok(ahead) => (ahead, "ahead"),
-            Err(behind) => (behind.duration(), "behind"),
-        };
-        if skew > MAX_CLOCK_SKEW {
-            return Err(WriteError::ClockSkew { seconds: skew.as_secs(), direction });
-        }
-        Ok(sealed.len() as u64)
-    }
-
-    fn remove_marker(&self, repo: &Repository) -> Result<(), WriteError> {
-        match lock(&self.marker).take() {
-            Some(name) => repo.blobs().delete(&name).map_err(WriteError::storage(format!("removal of marker {name}"))),
-            None => Ok(()),
-        }
-    }
-}
-
-impl PackSlot {
-    fn new(buffers: usize) -> Self {
-        Self { open: Mutex::default(), buffers: PackBuffers::new(buffers) }
-    }
-}
-
-impl PackBuffers {
-    fn new(count: usize) -> Self {
-        let (back, free) = crossbeam_channel::bounded(count);
-        for _ in 0..count {
-            back.send(Vec::new()).expect("the receiver is at hand");
-        }
-        Self { free, back }
-    }
-
-    /// An empty buffer, once one is free.
-    fn take(&self) -> Vec<u8> {
-        self.free.recv().expect("the sender is at hand")
-    }
-
-    fn give_back(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        self.back.send(buffer).expect("the receiver is at hand");
-    }
-}
-
-impl OpenPack {
-    /// From here on a flush waits for this pack's upload.
-    fn close(self) -> ClosedPack {
-        *lock(&self.generation.uploads_outstanding) += 1;
-        ClosedPack { pack: self }
-    }
 }
 
 pub(crate) fn unix_seconds(time: SystemTime) -> i64 {

@@ -3,7 +3,8 @@
 //! Nothing here reads or writes a file, starts a thread or looks at a clock. What comes from a repository is taken for
 //! hostile: every parser answers with an error or a value, and allocates no more than the bytes given to it justify.
 //!
-//! In reading order: [`format_blob`] opens with a password, by way of [`keys`]; [`hashing`], [`encryption`] and
+//! In reading order: [`format_blob`] opens with a password, by way of [`keys`], and holds the [`repository_format`];
+//! [`hashing`], [`encryption`] and
 //! [`compression`] make stored bytes of plaintext; [`content_id`] names the result; [`pack`] says what surrounds it,
 //! [`index`] where it lies, and [`epoch`] which index blobs count. Above contents, [`index_stream`] describes objects,
 //! [`manifest`] labelled records, and [`snapshot`], [`policy`] and [`maintenance_params`] what is in them.
@@ -24,8 +25,10 @@ pub mod maintenance_params;
 pub mod manifest;
 pub mod pack;
 pub mod policy;
+pub mod repository_format;
 pub mod snapshot;
 pub mod time;
+pub mod upgrade_lock;
 
 mod json;
 pub(crate) mod random;

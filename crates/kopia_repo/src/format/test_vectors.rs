@@ -1,5 +1,7 @@
 //! The common inputs of the test vectors (kopia-format 11).
 
+use super::repository_format::RepositoryFormat;
+
 /// `n` bytes: `start`, `start + 1`, and so on.
 pub(crate) fn seq<const N: usize>(start: u8) -> [u8; N] {
     std::array::from_fn(|at| start.wrapping_add(at as u8))
@@ -68,5 +70,14 @@ impl Rng {
             }
         }
         changed
+    }
+}
+
+/// A format of version 3 with these secrets.
+pub(crate) fn common_format() -> RepositoryFormat {
+    RepositoryFormat {
+        secret: secret().to_vec().into(),
+        master_key: master_key().to_vec().into(),
+        ..RepositoryFormat::new_v3("BLAKE2B-256-128", "AES256-GCM-HMAC-SHA256", "DYNAMIC-4M-BUZHASH")
     }
 }
