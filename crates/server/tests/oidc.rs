@@ -153,6 +153,10 @@ fn people_of_a_provider_have_the_role_of_their_groups() {
             provider.person(subject, &claims);
             sign_in(&server, &provider, subject).refused(status, code);
         }
+        let moved = json!({"id": saved["id"], "issuer": "https://id.example.com"});
+        server.post(&owner, "e3backup_oidc_save.php", &moved).refused(422, "validation_failed");
+        let renamed = json!({"id": saved["id"], "issuer": provider.issuer, "name": "All staff"});
+        server.post(&owner, "e3backup_oidc_save.php", &renamed).ok();
         let failed = server.get(&owner, "cloudbackup_audit.php", &json!({"action": "login.failed"})).ok();
         assert_eq!(failed["events"].as_array().map(Vec::len), Some(5), "with the password that was tried: {failed}");
         assert_eq!(server.count("SELECT COUNT(*) FROM s3_console_users"), 3);

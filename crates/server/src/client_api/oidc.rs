@@ -343,6 +343,16 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
         None => None,
     };
     let mut columns = columns(&asked, before.is_none())?;
+    if let (Some(row), Some(issuer)) = (&before, &asked.issuer)
+        && row.text("issuer")? != *issuer
+    {
+        let sql = "SELECT COUNT(*) FROM s3_console_identities WHERE provider_id = ?";
+        if tx.count(sql, args![row.int("id")?]).await? > 0 {
+            // Another issuer gives its own people names that may be those of people known here.
+            let why = "has accounts: make another provider for another issuer".to_owned();
+            return Err(Failure::validation(&[("issuer".into(), why)]));
+        }
+    }
     for grant in asked.mapping.iter().flatten() {
         if let Some(tenant) = grant.tenant_id {
             super::tenant_for(&mut tx, person.scope, Some(tenant)).await?;
