@@ -96,6 +96,10 @@ fn find_mutants(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     heading("the unchanged copy");
     let wanted = |mutant: &&Mutant| options.only.as_ref().is_none_or(|only| mutant.name.contains(only));
     let mutants: Vec<&Mutant> = mutants.iter().filter(wanted).collect();
+    for mutant in &mutants {
+        let fits = git_apply(&copy, &mutant.patch, &["--check"]);
+        fits.with_context(|| format!("{} is of an older state of the code: make it anew", mutant.patch.display()))?;
+    }
     if mutants.iter().any(|mutant| matches!(mutant.judge, Judge::Stories))
         && let Some(found) = play(workspace, &copy, SEEDS_WITHOUT_MUTANT, options)?
     {
@@ -109,12 +113,13 @@ fn find_mutants(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let mut missed = Vec::new();
     for mutant in mutants {
         let begun = Instant::now();
-        apply(&copy, &mutant.patch, false).with_context(|| format!("apply {}", mutant.patch.display()))?;
+        git_apply(&copy, &mutant.patch, &[]).with_context(|| format!("apply {}", mutant.patch.display()))?;
         let found = match mutant.judge {
             Judge::Stories => play(workspace, &copy, SEEDS_OF_A_MUTANT, options),
             Judge::Histories => play_histories(workspace, &copy),
         };
-        apply(&copy, &mutant.patch, true).with_context(|| format!("take back {}", mutant.patch.display()))?;
+        git_apply(&copy, &mutant.patch, &["--reverse"])
+            .with_context(|| format!("take back {}", mutant.patch.display()))?;
         match found {
             Ok(Some(found)) => println!("{}: {found} ({})", mutant.name, seconds(begun.elapsed())),
             Ok(None) => {
@@ -165,10 +170,10 @@ fn copy_tracked(workspace: &Workspace, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn apply(copy: &Path, patch: &Path, back: bool) -> Result<()> {
+fn git_apply(copy: &Path, patch: &Path, how: &[&str]) -> Result<()> {
     let mut git = Command::new("git");
     // The copy lies in a folder that git ignores: it must not look for the repository around it.
-    git.args(["apply", "--whitespace=nowarn"]).args(back.then_some("--reverse")).arg(patch);
+    git.args(["apply", "--whitespace=nowarn"]).args(how).arg(patch);
     git.current_dir(copy).env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy));
     output_of(&mut git).map(drop)
 }
