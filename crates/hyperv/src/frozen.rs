@@ -2,13 +2,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
-use vhdx::{
-    DiskGeometry, Extent, ExtentKind, Extents, FileFormat, Layer, LayerFile, OpenedDisk, ReadAt, ReadError, VhdFile,
-    VhdxFile, VirtualDisk,
-};
+use vhdx::{DiskGeometry, Extent, ExtentKind, Extents, FileFormat, Layer, OpenedDisk, ReadError, VirtualDisk};
 
+use crate::broken_chain::open_layer;
 use crate::changes::{self, ChangesError};
 use crate::names::file_name;
 use crate::seam::{FileFacts, TrackingState, VirtDiskError, VirtDiskHandle, VirtDiskInfo};
@@ -52,9 +49,6 @@ pub struct ChainMember {
     pub mrt: Option<FileFacts>,
 }
 
-/// How a VHDX begins (MS-VHDX 2.2.1).
-const VHDX_SIGNATURE: &[u8; 8] = b"vhdxfile";
-
 /// The largest VHDX (MS-VHDX 2.6.2.2).
 const MAX_DISK_BYTES: u64 = 64 << 40;
 
@@ -89,15 +83,7 @@ impl Host {
     fn open_chain(&self, disk: &FrozenDisk, info: &VirtDiskInfo) -> Result<OpenedDisk, String> {
         let mut layers = Vec::with_capacity(disk.chain.len());
         for path in &disk.chain {
-            let file = self.seam.files.open_read(path).map_err(|error| format!("open {path}: {error}"))?;
-            let file: Arc<dyn ReadAt> = Arc::from(file);
-            let mut signature = [0; VHDX_SIGNATURE.len()];
-            file.read_exact_at(&mut signature, 0).map_err(|error| format!("read {path}: {error}"))?;
-            let opened = if signature == *VHDX_SIGNATURE {
-                VhdxFile::open(file).map(|file| LayerFile::Vhdx(file.into()))
-            } else {
-                VhdFile::open(file).map(|file| LayerFile::Vhd(Box::new(file)))
-            };
+            let opened = open_layer(&*self.seam.files, path);
             layers.push(Layer { path: path.into(), file: opened.map_err(|error| describe(path, &error))? });
         }
         let chain = OpenedDisk::from_layers(layers).map_err(|error| describe(&disk.path, &error))?;

@@ -4,6 +4,7 @@
 
 use vhdx::{DiskKind, Guid};
 
+use crate::broken_chain::problem_of_chain;
 use crate::checkpoint_list::{CheckpointInfo, CheckpointKind, checkpoint_info};
 use crate::devices::{DiskDevice, DiskRole, disk_devices};
 use crate::disk_file::DiskFormat;
@@ -422,7 +423,7 @@ impl Host {
             // Without the service nothing is known about the disk; that is not the disk's fault.
             Err(error) if error.kind() == crate::ErrorKind::ServiceGone => return Err(error),
             Err(error) => {
-                let problem = error.to_string();
+                let problem = problem_of_chain(&*self.seam.files, &path).unwrap_or_else(|| error.to_string());
                 vm.unreadable_disks.push(UnreadableDisk { slot: Some(slot), instance_id, path, problem });
             }
         }

@@ -55,6 +55,7 @@ pub mod cim_xml;
 pub mod wql;
 
 mod advice;
+mod broken_chain;
 mod error;
 mod names;
 

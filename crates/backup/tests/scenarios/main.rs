@@ -15,3 +15,4 @@ mod merging;
 mod names;
 mod restarts;
 mod stops;
+mod taken_away;
