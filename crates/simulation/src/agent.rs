@@ -287,6 +287,9 @@ impl World {
             let Some(Pending { vm, frozen }) = self.model().pending.remove(&run) else { continue };
             self.count("outcome adopted");
             laws::record_point(self, vm, &frozen, &point.id, None);
+            if let Ok(description) = point.describe(&self.observer) {
+                laws::note_instants(self, &frozen, &point.id, &description);
+            }
         }
     }
 }

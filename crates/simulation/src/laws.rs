@@ -264,6 +264,22 @@ fn why_unproven(
     None
 }
 
+/// What the ids of a point stand for whose run told nothing: its own instant, or an older one, where the host made no
+/// reference point.
+pub(crate) fn note_instants(world: &World, frozen: &Frozen, point: &str, description: &PointDescription) {
+    let mut model = world.model();
+    for disk in &description.disks {
+        let key = key_of_disk(disk);
+        if let Some(id) = &disk.most_recent_id {
+            model.instants.entry((key.clone(), id.clone())).or_insert(frozen.event);
+        }
+        let Some(id) = disk.rct_id.as_ref().filter(|_| disk.rct_id != disk.most_recent_id) else { continue };
+        if let Some(&instant) = model.instants.get(&(key.clone(), id.clone())) {
+            model.tracked_since.insert((point.to_owned(), key), instant);
+        }
+    }
+}
+
 /// Without a warning, everything is done.
 fn check_green(world: &World, vm: usize, progress: &RunInProgress, report: &VmReport, calm: bool) {
     let defects: Vec<WarningCode> =
