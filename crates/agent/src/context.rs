@@ -101,6 +101,17 @@ impl Context {
         self.open_repository(location, None, &Throttles::new(&self.limits()), self.retry_policy())
     }
 
+    /// The same with a password at hand.
+    pub fn repository_with(
+        &self,
+        location: &Location,
+        password: &Zeroizing<String>,
+    ) -> Result<Arc<Repository>, Failure> {
+        let known = || Ok(password.clone());
+        let door = Door { environment: &S3Environment::from_process(), password: &known, policy: self.retry_policy() };
+        open_repository(location, &door, None, &Throttles::new(&self.limits()))
+    }
+
     /// `hooks` of crash tests go around the store.
     fn open_repository(
         &self,

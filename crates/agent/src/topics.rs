@@ -78,8 +78,9 @@ environment, the environment before the files. Passwords are never stored.
 const RECOVERY: &str = "\
 Recovery when the host is gone, and the server too
 
-Needed: this program on any machine, the repository's URL, its password, and for S3 the keys. Nothing else: no server,
-no old host, no database. The password is never stored: give the file, or the prompt, to each command.
+Needed: this program on any machine, the repository's URL, its password (both are on the recovery kit, see `repo kit`),
+and for S3 the keys. Nothing else: no server, no old host, no database. The password is never stored: give the file, or
+the prompt, to each command. kit.txt is the recovery kit, or has the password alone in it.
 
   e3-backup-agent repo connect URL --password-file kit.txt
   e3-backup-agent points list --password-file kit.txt

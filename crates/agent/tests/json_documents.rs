@@ -50,6 +50,12 @@ fn documents_have_the_fields_that_are_documented() {
     check("retention apply, each VM", &applied[0]);
     check("retention apply", &applied[1]);
     check("repo status", &desk.json(0, ["repo", "status"]));
+    check("repo kit", &desk.json(0, ["repo", "kit", "--to", "kit.txt"]));
+    std::fs::write(desk.path("new.txt"), "another one").unwrap();
+    let change = ["repo", "change-password", "--new-password-file", "new.txt"];
+    check("repo change-password", &desk.json(0, change));
+    std::fs::write(desk.path("old.txt"), support::PASSWORD).unwrap();
+    desk.ok(["repo", "change-password", "--password-file", "new.txt", "--new-password-file", "old.txt"]);
     check("restore disk", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "a.vhdx"]));
     check("restore disk, plan", &desk.json(0, ["restore", "disk", "DC01@1", "--to", "b.vhdx", "--dry-run"]));
     let serve = ["serve", "nbd", "DC01@1", "--listen", "127.0.0.1:0", "--for", "1s"];

@@ -37,6 +37,71 @@ fn passwords_come_from_a_file_or_the_environment() {
 }
 
 #[test]
+fn a_repository_gets_another_password() {
+    let desk = Desk::new();
+    let change = |old: &str, new: &str| {
+        std::fs::write(desk.path("old"), old).unwrap();
+        std::fs::write(desk.path("new"), new).unwrap();
+        desk.run(["repo", "change-password", "--password-file", "old", "--new-password-file", "new"])
+    };
+    change("guess", "other").expect_failure(12, "WRONG_PASSWORD");
+    change(PASSWORD, PASSWORD).expect_failure(2, "BAD_PASSWORD");
+    change(PASSWORD, " x").expect_failure(2, "BAD_PASSWORD");
+    change(PASSWORD, "").expect_failure(2, "BAD_PASSWORD");
+    let nobody = desk.fails(2, "NO_PASSWORD", ["repo", "change-password"]);
+    assert!(nobody.stderr.contains("--new-password-file"), "{nobody:?}");
+    desk.ok(["repo", "status"]);
+
+    let changed = change(PASSWORD, "other\n");
+    assert_eq!(changed.exit, Some(0), "{changed:?}");
+    assert!(changed.stderr.contains("repo kit") && changed.stderr.contains("every host"), "{changed:?}");
+    desk.fails(12, "WRONG_PASSWORD", ["repo", "status"]);
+    desk.ok(["repo", "status", "--password-file", "new"]);
+    // Whoever did not learn that it was done does it again.
+    let again = change(PASSWORD, "other");
+    assert!(again.exit == Some(0) && again.stdout.contains("already"), "{again:?}");
+}
+
+#[test]
+fn a_recovery_kit_and_this_program_are_enough() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 4, 1);
+    desk.ok(["backup", "DC01"]);
+    let printed = desk.ok(["repo", "kit"]).stdout;
+    for wanted in
+        [PASSWORD, "repo connect", "points list", "restore vm VM@latest", "kopia repository connect filesystem"]
+    {
+        assert!(printed.contains(wanted), "{wanted}: {printed}");
+    }
+    assert!(printed.lines().all(|line| line.chars().count() <= 120 || line.contains("/")), "fits a sheet: {printed}");
+
+    let written = desk.ok(["repo", "kit", "--to", "kit.txt"]);
+    assert!(written.stderr.contains("delete"), "{written:?}");
+    desk.fails(5, "TARGET_EXISTS", ["repo", "kit", "--to", "kit.txt"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(std::fs::metadata(desk.path("kit.txt")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    // Another machine, with the sheet alone: the commands as they stand on it.
+    let kit = std::fs::read_to_string(desk.path("kit.txt")).unwrap();
+    let typed = kit.lines().filter_map(|line| line.trim().strip_prefix("e3-backup-agent "));
+    let typed: Vec<String> =
+        typed.map(|line| line.replace("VM@latest", "DC01@latest").replace("D:\\VMs", "D:\\New")).collect();
+    assert_eq!(typed.len(), 3, "{kit}");
+    let other = Desk::empty();
+    std::fs::copy(desk.path("kit.txt"), other.path("kit.txt")).unwrap();
+    other.ok(["lab", "create", "lab"]);
+    for line in typed {
+        let words = line.replace("--host local", "--host lab:lab");
+        let mut command = other.command(words.split_whitespace().map(|word| word.trim_matches('\'')));
+        let run = finish(command.env_remove("E3_PASSWORD").env_remove("E3_REPOSITORY"));
+        assert_eq!(run.exit, Some(0), "{words}: {run:?}");
+    }
+    assert_eq!(other.lab().disk_count("DC01").unwrap(), 1);
+}
+
+#[test]
 fn connect_remembers_the_place_and_not_the_password() {
     let desk = Desk::new();
     desk.fails(10, "NO_REPOSITORY", ["repo", "connect", "nowhere"]);

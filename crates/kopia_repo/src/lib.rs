@@ -20,6 +20,7 @@ pub mod format;
 pub mod grouped;
 
 mod blob;
+mod change_password;
 mod content_read;
 mod error;
 mod index_view;
@@ -33,6 +34,7 @@ mod session;
 mod snapshots;
 
 pub use blob::{Storage, StorageKind};
+pub use change_password::PasswordChange;
 pub use error::{OpenError, ReadError, ReadErrorKind, WriteError};
 pub use format::compression::CompressionId;
 pub use format::content_id::{ContentId, ObjectId};

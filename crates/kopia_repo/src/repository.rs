@@ -602,7 +602,7 @@ fn listed(blob: &BlobMeta) -> ListedBlob<'_> {
     }
 }
 
-fn retention_of(cfg: &BlobCfg) -> Result<Option<Retention>, String> {
+pub(crate) fn retention_of(cfg: &BlobCfg) -> Result<Option<Retention>, String> {
     let mode = match cfg.retention_mode.as_str() {
         "" => return Ok(None),
         "GOVERNANCE" => LockMode::Governance,
@@ -614,7 +614,7 @@ fn retention_of(cfg: &BlobCfg) -> Result<Option<Retention>, String> {
     Ok(Some(Retention { mode, period: Duration::from_nanos(period) }))
 }
 
-fn check_upgrade_lock(format: &RepositoryFormat, now: SystemTime, store: &str) -> Result<(), OpenError> {
+pub(crate) fn check_upgrade_lock(format: &RepositoryFormat, now: SystemTime, store: &str) -> Result<(), OpenError> {
     let now = Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH);
     match &format.upgrade_lock {
         Some(lock) if lock.is_locked(now) => Err(OpenError::UpgradeLocked {

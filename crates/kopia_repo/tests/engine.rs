@@ -8,8 +8,8 @@ use bucket::{Bucket, ErrorKind, Fault, Faulty, Memory};
 use kopia_repo::format::index_stream::IndirectEntry;
 use kopia_repo::grouped::{ENTRIES_PER_PIECE, GroupedObject, GroupedWriter};
 use kopia_repo::{
-    ClientOptions, CompressionId, ContentId, CreateOptions, ObjectId, ReadErrorKind, Repository, SessionOptions,
-    Storage, StorageKind, WriteError, WriteSession,
+    ClientOptions, CompressionId, ContentId, CreateOptions, ObjectId, OpenError, PasswordChange, ReadErrorKind,
+    Repository, SessionOptions, Storage, StorageKind, WriteError, WriteSession,
 };
 
 const PASSWORD: &str = "engine-password";
@@ -32,6 +32,56 @@ fn client() -> ClientOptions {
 
 fn session(repo: &Arc<Repository>) -> WriteSession {
     WriteSession::new(repo.clone(), SessionOptions { parallel_uploads: 2 }).unwrap()
+}
+
+#[test]
+fn a_password_is_changed_whole_also_after_a_crash_at_any_call() {
+    const NEW: &str = "another-password";
+    let change = |bucket: Arc<dyn Bucket>, old: &str, new: &str| {
+        Repository::change_password(&storage(bucket), old, new, &client())
+    };
+    let opens = |bucket: Arc<dyn Bucket>, password: &str| Repository::open(&storage(bucket), password, client());
+    // Reads of both blobs, then their writes.
+    let mut cut_off = Vec::new();
+    for stop_at in 0.. {
+        let faulty = Arc::new(Faulty::new(Memory::new()));
+        let repo = create(faulty.clone());
+        let id = script(&repo).map(|_| repo.id()).unwrap();
+        let content = repo.content_id(b"kept", None);
+        session(&repo).write_content(b"kept", None, None).unwrap();
+        drop(repo);
+        faulty.reset_tally();
+        let before = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let calls = before.clone();
+        faulty.set_script(move |_| match calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            number if number == stop_at => Fault::CrashBefore,
+            _ => Fault::Pass,
+        });
+        let first = change(faulty.clone(), PASSWORD, NEW);
+        faulty.revive();
+        if let Err(error) = &first {
+            assert!(matches!(error, OpenError::Storage { .. }), "call {stop_at}: {error:?}");
+            let (old, new) = (opens(faulty.clone(), PASSWORD), opens(faulty.clone(), NEW));
+            assert!(new.is_err(), "call {stop_at}: the new password counts before the change ends");
+            if let Err(error) = old {
+                assert!(error.to_string().contains("cut off"), "call {stop_at}: {error}");
+                cut_off.push(stop_at);
+            }
+            assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), PasswordChange::Changed, "call {stop_at}");
+        }
+        assert!(matches!(opens(faulty.clone(), PASSWORD), Err(OpenError::WrongPassword { .. })), "call {stop_at}");
+        let repo = opens(faulty.clone(), NEW).unwrap();
+        assert_eq!(repo.id(), id);
+        assert_eq!(repo.content_id(b"kept", None), content, "the secrets are the same");
+        script(&repo).unwrap_or_else(|(_, error)| panic!("call {stop_at}: {error}"));
+        assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), PasswordChange::WasThere, "call {stop_at}");
+        assert!(matches!(change(faulty.clone(), "wrong", "other"), Err(OpenError::WrongPassword { .. })));
+        assert!(matches!(change(faulty.clone(), NEW, " x"), Err(OpenError::Unsupported { .. })), "white space");
+        if first.is_ok() {
+            break;
+        }
+    }
+    assert_eq!(cut_off.len(), 1, "between the two writes: {cut_off:?}");
 }
 
 /// A small generator, so that a failure names its seed.

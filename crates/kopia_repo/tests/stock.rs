@@ -53,6 +53,30 @@ fn we_restore_what_stock_wrote() {
 }
 
 #[test]
+fn passwords_that_either_changed_open_for_both() {
+    let Some(stock) = Stock::find("passwords_that_either_changed_open_for_both") else { return };
+    let work = tempfile::tempdir().unwrap();
+    let folder_of_repo = work.path().join("repo");
+    drop(create(&folder_of_repo));
+    let change = |old: &str, new: &str| {
+        Repository::change_password(&folder(&folder_of_repo), old, new, &client()).map(drop).unwrap();
+    };
+    change(PASSWORD, "ours");
+    assert!(open(&folder_of_repo, PASSWORD).is_err());
+    change("ours", PASSWORD);
+    // The peer is given this one in its environment.
+    let peer = stock.client(work.path().join("stock"));
+    peer.connect(&folder_of_repo);
+    peer.run(&["repository", "change-password", "--new-password", "theirs"]);
+    assert!(open(&folder_of_repo, PASSWORD).is_err());
+    open(&folder_of_repo, "theirs").unwrap();
+    change("theirs", PASSWORD);
+    let again = stock.client(work.path().join("again"));
+    again.connect(&folder_of_repo);
+    again.run(&["snapshot", "list", "--all"]);
+}
+
+#[test]
 fn stock_restores_what_we_wrote_also_after_its_maintenance() {
     let Some(stock) = Stock::find("stock_restores_what_we_wrote_also_after_its_maintenance") else { return };
     let work = tempfile::tempdir().unwrap();

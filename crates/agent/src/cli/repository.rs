@@ -53,6 +53,37 @@ Examples:
         /// Where; also --repo or E3_REPOSITORY
         url: Option<String>,
     },
+    /// Print a recovery kit: the sheet that brings VMs back when host and server are gone (it holds the password)
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent repo kit | lp
+  e3-backup-agent repo kit --to kit.txt
+  e3-backup-agent repo kit s3://bucket/e3/ --password-file password.txt --to kit.txt
+
+The file serves as it is where a password file is asked for: --password-file kit.txt")]
+    Kit {
+        /// Where; also --repo or E3_REPOSITORY
+        url: Option<String>,
+        /// A new file, which only its owner may read, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Give the repository another password; what was stored stays as it is
+    #[command(after_help = "\
+Examples:
+  e3-backup-agent repo change-password
+  e3-backup-agent repo change-password --password-file old.txt --new-password-file new.txt
+  e3-backup-agent repo change-password s3://bucket/e3/
+
+Every host needs the new one from then on, and every recovery kit is to be printed anew. Cut off in the middle,
+the same command completes it. Whoever knew the old password may have kept the keys: a thief is not locked out.")]
+    ChangePassword {
+        /// Where; also --repo or E3_REPOSITORY
+        url: Option<String>,
+        /// File with the new password; without it a person is asked
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
 }
 
 /// Who may lift an object lock before its date.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod holds;
 pub mod host;
 pub mod instant;
+mod kit;
 pub mod lab;
 pub mod points;
 pub mod repo;

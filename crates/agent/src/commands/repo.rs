@@ -1,12 +1,14 @@
-//! `repo create`, `repo connect`, `repo status`.
+//! `repo create`, `repo connect`, `repo status`, `repo change-password`.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use bucket::{Location, LockMode, S3Environment};
-use kopia_repo::{CreateOptions, Description, Repository};
+use kopia_repo::{CreateOptions, Description, PasswordChange, Repository};
 use serde_json::{Value, json};
 
+use super::kit::{self, Kit};
 use crate::cli::{LockModeArg, RepoCommand};
 use crate::config::Config;
 use crate::context::{Context, absolute, client, storage};
@@ -30,6 +32,10 @@ pub fn run(context: &Context, command: RepoCommand) -> Result<Outcome, Failure> 
         }
         RepoCommand::Connect { url } => connect(context, &context.location(url.as_deref())?),
         RepoCommand::Status { url } => status(context, &context.location(url.as_deref())?),
+        RepoCommand::Kit { url, to } => kit::run(context, &context.location(url.as_deref())?, to.as_deref()),
+        RepoCommand::ChangePassword { url, new_password_file } => {
+            change_password(context, &context.location(url.as_deref())?, new_password_file.as_deref())
+        }
     }
 }
 
@@ -88,17 +94,60 @@ fn create(context: &Context, location: &Location, lock: Option<(u32, LockModeArg
         }
     }
     if password.made {
-        note("");
-        note("The password of this repository. It is shown once and stored nowhere; without it the backups are lost:");
-        note("");
-        note(&format!("  {}", password.text.as_str()));
-        note("");
+        show(&Kit { location: &absolute(location), facts: &facts, password: &password.text });
     }
     if !context.global.quiet {
         note(
             "next     e3-backup-agent backup VM --host HOST     (or `lab create ./lab`: a simulated host to play with)",
         );
     }
+    Ok(Outcome::DONE)
+}
+
+/// A password that was made here, and the kit with it.
+fn show(kit: &Kit<'_>) {
+    note("");
+    note("The password of this repository. It is shown once and stored nowhere; without it the backups are lost:");
+    note("");
+    note(&format!("  {}", kit.password));
+    note("");
+    match kit.write_beside() {
+        Ok(file) => note(&format!("recovery kit written to {}: print it, then delete it", file.display())),
+        Err(error) => note(&format!("no recovery kit could be written here ({error}); `repo kit` makes one")),
+    }
+}
+
+fn change_password(context: &Context, location: &Location, file: Option<&Path>) -> Result<Outcome, Failure> {
+    let what = "change the password of the repository";
+    let location = absolute(location);
+    let on = location.to_string();
+    let bucket = bucket::open(&location, &S3Environment::from_process(), context.retry_policy()).attempt(what, &*on)?;
+    let old = password::existing(&context.global, &on)?;
+    let new = password::another(&context.global, &on, file)?;
+    if old == new.text {
+        let why = "the new password is the old one";
+        return Err(Failure::new(what, on, Code::BadPassword, why).with_steps(&["choose another one"]));
+    }
+    let found =
+        Repository::change_password(&storage(&location, bucket), &old, &new.text, &client()).attempt(what, &*on)?;
+    // Whatever was written, this is what counts.
+    let facts = context.repository_with(&location, &new.text)?.describe();
+    let is_changed = found == PasswordChange::Changed;
+    if context.global.json {
+        json_document(&json!({ "url": on, "id": facts.id, "changed": is_changed }));
+        return Ok(Outcome::DONE);
+    }
+    if context.global.quiet {
+        line(&facts.id);
+    } else {
+        line(&format!("{}  {on}", if is_changed { "changed" } else { "it was the new one already" }));
+    }
+    if new.made {
+        show(&Kit { location: &location, facts: &facts, password: &new.text });
+    } else {
+        note("recovery kits made before are void: `repo kit` prints a new one");
+    }
+    note("give every host that backs up to it the new password");
     Ok(Outcome::DONE)
 }
 
@@ -166,7 +215,7 @@ fn facts_json(url: &str, facts: &Description) -> Value {
     })
 }
 
-fn format_text(facts: &Description) -> String {
+pub(super) fn format_text(facts: &Description) -> String {
     format!("Kopia format {}, {}, {}", facts.format_version, facts.hash, facts.encryption)
 }
 

@@ -114,7 +114,9 @@ pub enum UnlockError {
 #[non_exhaustive]
 pub enum BlobCfgError {
     /// Made with another key than the format blob, or damaged.
-    #[error("decrypt {BLOB_CFG_ID}: it is damaged, or was made with another password than {FORMAT_BLOB_ID}")]
+    #[error(
+        "decrypt {BLOB_CFG_ID}: it is damaged, or a change of the password was cut off, which the same change completes"
+    )]
     Decrypt,
     /// Not the expected JSON.
     #[error("read the JSON inside of {BLOB_CFG_ID}")]
@@ -194,10 +196,7 @@ impl FormatBlob {
         format: RepositoryFormat,
         unique_id: &[u8],
     ) -> Result<(Self, UnlockedFormat), UnlockError> {
-        if password.trim() != password {
-            return Err(UnlockError::PasswordWhiteSpace);
-        }
-        let format_key = format_key(keys::SCRYPT, password, unique_id)?;
+        let format_key = new_format_key(keys::SCRYPT, password, unique_id)?;
         let unlocked = UnlockedFormat { format, unique_id: unique_id.to_vec(), format_key };
         let mut other = Map::new();
         other.insert("tool".to_owned(), Value::from(env!("CARGO_PKG_NAME")));
@@ -213,10 +212,32 @@ impl FormatBlob {
         Ok((blob, unlocked))
     }
 
+    /// The blob under another password, with everything else as it was; refused as in [`create`](Self::create).
+    pub fn with_password(
+        &self,
+        unlocked: &UnlockedFormat,
+        password: &str,
+    ) -> Result<(Self, UnlockedFormat), UnlockError> {
+        let format_key = new_format_key(&self.key_algorithm, password, &self.unique_id)?;
+        let unlocked = UnlockedFormat { format_key, ..unlocked.clone() };
+        Ok((self.with_format(&unlocked), unlocked))
+    }
+
     /// The blob with changed parameters, under the same key and with everything else as it was.
     pub fn with_format(&self, unlocked: &UnlockedFormat) -> Self {
         Self { encrypted: unlocked.encrypt_format(), ..self.clone() }
     }
+}
+
+fn new_format_key(
+    algorithm: &str,
+    password: &str,
+    unique_id: &[u8],
+) -> Result<Zeroizing<[u8; KEY_BYTES]>, UnlockError> {
+    if password.trim() != password {
+        return Err(UnlockError::PasswordWhiteSpace);
+    }
+    format_key(algorithm, password, unique_id)
 }
 
 fn format_key(algorithm: &str, password: &str, unique_id: &[u8]) -> Result<Zeroizing<[u8; KEY_BYTES]>, UnlockError> {
