@@ -18,10 +18,6 @@ impl StreamFile {
         Self { disk, last: Mutex::default() }
     }
 
-    pub(crate) fn len_bytes(&self) -> u64 {
-        self.disk.stream_bytes()
-    }
-
     /// Fills `buf` from an offset. `origin` is changed when something came from the repository.
     pub(crate) fn read(&self, buf: &mut [u8], offset_bytes: u64, origin: &mut Origin) -> Result<(), BaseError> {
         let (mut at, mut rest) = (offset_bytes, buf);

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use serve::overlay::OverlayOptions;
 use serve::{
     About, Base, BaseError, BootSet, CachedBase, DiskBase, DiskCache, DiskState, LayeredDevice, MemoryCache, Metrics,
-    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, VolumeBase, cache_secret,
-    os_boot_id, overlay_secret, read_boot_set,
+    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, VolumeBase, cache_secret, os_boot_id,
+    overlay_secret, read_boot_set,
 };
 
 use crate::cli::CacheArgs;
