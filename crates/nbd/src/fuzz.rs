@@ -39,7 +39,10 @@ impl Device for Disk {
 
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<(), DeviceError> {
         let end = offset_bytes + buf.len() as u64;
-        assert!(end <= SIZE && offset_bytes % 512 == 0 && buf.len() % 512 == 0, "what is asked of devices was checked");
+        assert!(
+            end <= SIZE && offset_bytes.is_multiple_of(512) && buf.len().is_multiple_of(512),
+            "what is asked of devices was checked"
+        );
         if is_bad(&(offset_bytes..end)) {
             return Err(DeviceError::new(DeviceErrorKind::Io, "bad"));
         }
@@ -50,7 +53,7 @@ impl Device for Disk {
     fn write_at(&self, data: &[u8], offset_bytes: u64) -> Result<(), DeviceError> {
         let end = offset_bytes + data.len() as u64;
         assert!(
-            end <= SIZE && offset_bytes % 512 == 0 && data.len() % 512 == 0,
+            end <= SIZE && offset_bytes.is_multiple_of(512) && data.len().is_multiple_of(512),
             "what is asked of devices was checked"
         );
         if is_bad(&(offset_bytes..end)) {
@@ -90,7 +93,7 @@ fn model(structured: bool, read_only: bool, mut input: &[u8]) -> (Vec<Told>, Vec
             break;
         }
         let is_past = offset.checked_add(len).is_none_or(|end| end > SIZE);
-        let is_even = offset % 512 == 0 && len % 512 == 0;
+        let is_even = offset.is_multiple_of(512) && len.is_multiple_of(512);
         let may = |allowed: u16| flags & !allowed == 0;
         let error = match kind {
             READ if !may(0b101) => 22,
