@@ -154,7 +154,12 @@ fn maps() -> &'static [Vec<u8>] {
         let empty = machine.files().remove(0).1;
         let mut full = empty.clone();
         full[HEADER_BYTES..].fill(0xFF);
-        vec![empty, full]
+        let some = (1..12).map(|bytes| {
+            let mut some = empty.clone();
+            some[HEADER_BYTES..HEADER_BYTES + bytes].fill(0x55);
+            some
+        });
+        some.chain([full]).chain([empty.clone()]).rev().collect()
     })
 }
 
