@@ -25,7 +25,7 @@ pub use self::points::{LimitArgs, PointsCommand, RetentionCommand};
 pub use self::repository::{LockModeArg, RepoCommand, SnapshotCommand};
 pub use self::restore::{AuditArgs, FormatArg, LevelArg, RestoreCommand, VerifyArgs, VhdCommand};
 pub use self::restore_vm::RestoreVmArgs;
-pub use self::serve::{CacheArgs, LoginArgs, ServeCommand, ServeIscsiArgs, ServeNbdArgs, ServedArgs};
+pub use self::serve::{CacheArgs, LoginArgs, ServeCommand, ServeIscsiArgs, ServeNbdArgs, ServedArgs, TlsArgs};
 pub use self::service::{ConfigCommand, ServiceCommand};
 
 use self::backup::{BACKUP_EXAMPLES, BACKUP_LONG};

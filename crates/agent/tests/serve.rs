@@ -1,6 +1,8 @@
 //! `serve nbd` and `serve iscsi`, as their clients and its operator meet it.
 #![cfg(unix)]
 
+#[path = "../../nbd/tests/support/pki.rs"]
+mod pki;
 mod support;
 
 use std::io::{BufRead as _, BufReader};
@@ -148,6 +150,52 @@ fn what_cannot_be_served_is_refused() {
     assert!(run.stderr.contains("not the one that the guest has written over"), "{run:?}");
     let serving = ["serve", "nbd", "DC01@1", "--socket", "s.sock", "--writes"];
     desk.fails(5, "TARGET_EXISTS", serving.into_iter().chain(["DC01-1.raw"]));
+}
+
+/// Where other machines connect, both sides prove who they are; the words of the protocol are the crate's own tests'.
+#[test]
+fn a_point_is_served_over_tls_to_those_with_a_certificate() {
+    let desk = Desk::new();
+    desk.add_vm("DC01", 8, 1);
+    desk.ok(["backup", "DC01"]);
+    let pki = pki::Pki::new(&desk.path("pki"));
+    let stranger = pki::Pki::new(&desk.path("stranger"));
+    let server = ["--tls-cert", "pki/server-cert.pem", "--tls-key", "pki/server-key.pem"];
+    let clients = ["--tls-ca", "pki/ca-cert.pem"];
+    fn call<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["serve", "nbd", "DC01@latest"][..], more].concat()
+    }
+    let run = desk.fails(2, "USAGE", call(&[&server[..], &["--listen", "0.0.0.0:0"]].concat()));
+    assert!(run.stderr.contains("certificates of clients"), "{run:?}");
+    let wrong_key = ["--tls-cert", "pki/server-cert.pem", "--tls-key", "stranger/server-key.pem"];
+    desk.fails(2, "USAGE", call(&wrong_key));
+    desk.fails(2, "USAGE", call(&["--tls-cert", "pki/server-key.pem", "--tls-key", "pki/server-key.pem"]));
+    desk.fails(2, "USAGE", call(&["--tls-cert", "pki/server-cert.pem"]));
+
+    let listen = ["--listen", "0.0.0.0:0"];
+    let serving = Serving::start(&desk, &[&server[..], &clients, &listen].concat());
+    let port: u16 = serving.uri(0).rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
+    assert!(serving.uri(0).starts_with("nbds://"), "{}", serving.uri(0));
+    let look = |pki: &pki::Pki| {
+        let credentials = format!("tls-creds-x509,id=t0,dir={},endpoint=client,verify-peer=on", pki.dir.display());
+        let image =
+            format!("driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={port},export=disk0,tls-creds=t0");
+        let read = ["-c", "read 0 8M"];
+        Command::new("qemu-io")
+            .args(["-r", "--object", &credentials, "--image-opts", &image])
+            .args(read)
+            .output()
+            .unwrap()
+    };
+    if is_there("a_point_is_served_over_tls_to_those_with_a_certificate") {
+        let seen = look(&pki);
+        assert!(String::from_utf8_lossy(&seen.stdout).contains("read 8388608/8388608"), "{seen:?}");
+        assert!(!look(&stranger).status.success(), "another authority");
+        let plain = format!("nbd://127.0.0.1:{port}/disk0");
+        let plain = Command::new("qemu-io").args(["-r", "-f", "raw", "-c", "read 0 512", &plain]).output().unwrap();
+        assert!(!plain.status.success(), "without TLS: {plain:?}");
+    }
+    serving.stop();
 }
 
 /// An initiator of libiscsi's, as a person would try it.

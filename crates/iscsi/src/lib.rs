@@ -34,6 +34,8 @@ mod session;
 mod connection;
 mod server;
 
+#[cfg(test)]
+mod fuzz;
 mod memory_device;
 #[cfg(test)]
 mod testing;

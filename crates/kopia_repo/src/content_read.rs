@@ -41,27 +41,6 @@ impl Repository {
         self.try_append(id, plaintext).inspect_err(|_| plaintext.truncate(start))
     }
 
-    /// The bytes of a content as they lie in its pack: for a cache that is to hold no plaintext and to need no keys of
-    /// its own. [`open_stored_content`](Self::open_stored_content) makes plaintext of them.
-    pub fn stored_content(&self, id: &ContentId) -> Result<Bytes, ReadError> {
-        Ok(self.fetch_current(id)?.1)
-    }
-
-    /// Appends the plaintext of what [`stored_content`](Self::stored_content) gave, wherever it was kept meanwhile, and
-    /// checks it as if it came from the pack. Asks the storage for nothing. `false` when this client's view of the index
-    /// does not name the content; an error also when it was stored anew, in another form, since then.
-    pub fn open_stored_content(
-        &self,
-        id: &ContentId,
-        stored: &[u8],
-        plaintext: &mut Vec<u8>,
-    ) -> Result<bool, ReadError> {
-        let Some(entry) = self.view().lookup(id)? else { return Ok(false) };
-        let start = plaintext.len();
-        self.decode(&entry, stored, plaintext).inspect_err(|_| plaintext.truncate(start))?;
-        Ok(true)
-    }
-
     fn try_append(&self, id: &ContentId, plaintext: &mut Vec<u8>) -> Result<(), ReadError> {
         let (entry, stored) = self.fetch_current(id)?;
         let start = plaintext.len();

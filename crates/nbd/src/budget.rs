@@ -19,6 +19,13 @@ impl Budget {
         Self { free_bytes: Mutex::new(bytes), freed: Condvar::new() }
     }
 
+    /// The same without waiting; `None` when they are not free now.
+    pub(crate) fn try_take(&self, bytes: u64) -> Option<Share<'_>> {
+        let mut free = self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(bytes)?;
+        Some(Share { budget: self, bytes })
+    }
+
     /// Waits until `bytes` are free. Must not be called for more than there is in all.
     pub(crate) fn take(&self, bytes: u64) -> Share<'_> {
         let free = self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,6 +66,9 @@ mod tests {
                 });
             }
         });
+        let share = budget.try_take(7);
+        assert!(share.is_some() && budget.try_take(4).is_none() && budget.try_take(3).is_some());
+        drop(share);
         assert_eq!(most.into_inner(), 10, "all of it was in use at some time, and never more");
         assert_eq!(*budget.free_bytes.lock().unwrap(), 10);
     }

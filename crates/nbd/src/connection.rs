@@ -4,7 +4,10 @@
 //! reads. So requests run side by side without being handed from thread to thread, and when all threads are busy or the
 //! memory for payloads is used up, nobody reads, and the client's socket fills.
 //!
-//! Lock order: the reading end, then a budget. The writing end is held alone, for one chunk.
+//! Each connection has a little memory that no other can take from it. Only what does not fit there comes out of what all
+//! share, so that those who stall while they hold that keep others from long requests at the most.
+//!
+//! Lock order: the reading end, then a budget: the connection's own, its part of all, all. The writing end is held alone, for one chunk.
 
 use std::io::{self, BufRead, IoSlice, Read as _, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,10 +27,17 @@ const KEPT_BUFFER_BYTES: usize = 1 << 20;
 pub(crate) struct Limits<'a> {
     /// Requests carried out at once.
     pub(crate) threads: usize,
-    /// Payload of this connection.
+    /// Payload that only this connection uses.
+    pub(crate) own_payload: &'a Budget,
+    /// What is all of it.
+    pub(crate) own_bytes: u64,
+    /// More for this connection.
     pub(crate) payload: &'a Budget,
-    /// Payload of all connections.
+    /// What that comes out of: payload of all connections.
     pub(crate) all_payload: &'a Budget,
+    /// Called with `true` before a payload is read that the client has announced, and with `false` after it: how long
+    /// the client may stall in between is the caller's to say.
+    pub(crate) hurry: &'a (dyn Fn(bool) -> io::Result<()> + Sync),
     /// Once it is set, requests are refused.
     pub(crate) draining: &'a AtomicBool,
     /// Called when a reply could not be sent; ends the read that another thread may be in.
@@ -73,7 +83,31 @@ struct Job<'a> {
     work: Result<Command, (Errno, &'static str)>,
     /// Bytes of the buffer that are in use.
     payload_bytes: usize,
-    _shares: [Share<'a>; 2],
+    _held: Held<'a>,
+}
+
+/// Memory for one payload.
+enum Held<'a> {
+    Own { _share: Share<'a> },
+    Shared { _shares: [Share<'a>; 2] },
+}
+
+impl Limits<'_> {
+    /// Waits for memory.
+    fn take(&self, bytes: u64) -> Held<'_> {
+        if let Some(share) = self.own_payload.try_take(bytes) {
+            return Held::Own { _share: share };
+        }
+        if let Some(share) = self.payload.try_take(bytes)
+            && let Some(of_all) = self.all_payload.try_take(bytes)
+        {
+            return Held::Shared { _shares: [share, of_all] };
+        }
+        match bytes <= self.own_bytes {
+            true => Held::Own { _share: self.own_payload.take(bytes) },
+            false => Held::Shared { _shares: [self.payload, self.all_payload].map(|budget| budget.take(bytes)) },
+        }
+    }
 }
 
 impl<'a, R: BufRead + Send, W: Write + Send> Connection<'a, R, W> {
@@ -152,10 +186,13 @@ impl<'a, R: BufRead + Send, W: Write + Send> Connection<'a, R, W> {
             Ok(Command::Read { .. } | Command::Write { .. }) => request.len_bytes,
             _ => 0,
         };
-        let shares = [self.limits.payload, self.limits.all_payload].map(|budget| budget.take(payload_bytes.into()));
+        let held = self.limits.take(payload_bytes.into());
         let payload_bytes = payload_bytes as usize;
         if buf.len() < payload_bytes {
             buf.resize(payload_bytes, 0);
+        }
+        if sent_bytes > 0 {
+            (self.limits.hurry)(true)?;
         }
         match &work {
             Ok(Command::Write { .. }) => reader.read_exact(&mut buf[..payload_bytes])?,
@@ -167,7 +204,10 @@ impl<'a, R: BufRead + Send, W: Write + Send> Connection<'a, R, W> {
                 }
             }
         }
-        Ok(Some(Job { cookie: request.cookie, work, payload_bytes, _shares: shares }))
+        if sent_bytes > 0 {
+            (self.limits.hurry)(false)?;
+        }
+        Ok(Some(Job { cookie: request.cookie, work, payload_bytes, _held: held }))
     }
 }
 

@@ -10,8 +10,9 @@
 //! What a peer sends is never trusted: lengths are checked before anything is allocated, memory is bounded by
 //! [`ServerOptions`], and a request that cannot be granted is answered with its error while the connection goes on.
 //!
-//! Left out so far: TLS, and with it every address that other machines can reach; extended headers (requests beyond
-//! 4 GiB); resizing; clients.
+//! With [`Tls`] whose clients prove who they are, it may also listen where other machines reach it.
+//!
+//! Left out so far: extended headers (requests beyond 4 GiB); resizing; clients.
 //!
 //! Where to start reading: [`Device`] (it is `block_device`'s, as for every protocol), then `negotiation.rs` (a state machine without a socket), `request.rs` (which
 //! requests are granted, a pure function), `perform.rs`, and last `connection.rs` and `server.rs`, where threads and
@@ -31,8 +32,13 @@ mod connection;
 mod perform;
 mod server;
 mod stream;
+mod tls;
 
 pub use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, FileDevice, OpenFileError, Zeroing};
 pub use export::{Export, ExportError, Exports};
-pub use negotiation::{Agreement, Negotiation, Step};
+pub use negotiation::{Agreement, Negotiation, Security, Step};
 pub use server::{ListenError, Server, ServerOptions};
+pub use tls::{Tls, TlsError};
+
+#[cfg(test)]
+mod fuzz;

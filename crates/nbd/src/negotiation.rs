@@ -16,12 +16,16 @@ const MAX_OPTION_BYTES: u32 = 64 << 10;
 /// Longest data of an option that is skipped; beyond it the connection ends.
 const MAX_SKIPPED_BYTES: u32 = 1 << 20;
 const OPTION_HEADER_BYTES: usize = 16;
+const TLS_NEEDED: (u32, &str) = (answer::ERR_TLS_REQD, "this server speaks with nobody but over TLS: start it");
 
 /// One client's handshake, from the server's side.
 ///
 /// Holds at most one option's data, 64 KiB. How the client's bytes are cut makes no difference.
 pub struct Negotiation<'a> {
     exports: &'a Exports,
+    security: Security,
+    /// What is said is sealed.
+    is_secured: bool,
     expected: Expected,
     /// The part of what is expected that has arrived.
     arrived: Vec<u8>,
@@ -33,11 +37,24 @@ pub struct Negotiation<'a> {
     draining: bool,
 }
 
+/// Whether a connection can be secured by TLS (spec A.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// There is no TLS.
+    Plain,
+    /// The client may ask for it.
+    MayStartTls,
+    /// Nothing is told to a client without it.
+    MustStartTls,
+}
+
 /// How a handshake goes on.
 #[derive(Debug)]
 pub enum Step {
     /// With more of the client's bytes.
     More,
+    /// The client's next byte is the first of TLS, and the rest is to be fed as it comes out of that.
+    StartTls,
     /// Requests follow.
     Transmit(Agreement),
     /// Not at all.
@@ -76,6 +93,8 @@ enum Answer {
     Error(u32, &'static str),
     Close,
     AckAndClose,
+    /// ACK is the last that is sent in the clear.
+    StartTls,
     /// ACK is sent, and requests follow.
     Go(Agreement),
     /// Requests follow without ACK.
@@ -84,9 +103,11 @@ enum Answer {
 
 impl<'a> Negotiation<'a> {
     /// Before the first byte.
-    pub fn new(exports: &'a Exports) -> Self {
+    pub fn new(exports: &'a Exports, security: Security) -> Self {
         Self {
             exports,
+            security,
+            is_secured: false,
             expected: Expected::ClientFlags,
             arrived: Vec::new(),
             option_count: 0,
@@ -127,8 +148,11 @@ impl<'a> Negotiation<'a> {
                     return (taken, Step::More);
                 }
                 self.expected = Expected::OptionHeader;
-                let text = "the data of this option is longer than 64 KiB";
-                write_answer(output, option, answer::ERR_TOO_BIG, text.as_bytes());
+                let (code, text) = match self.needs_tls(option) {
+                    true => TLS_NEEDED,
+                    false => (answer::ERR_TOO_BIG, "the data of this option is longer than 64 KiB"),
+                };
+                write_answer(output, option, code, text.as_bytes());
                 return (taken, Step::More);
             }
             let wanted = match self.expected {
@@ -177,12 +201,21 @@ impl<'a> Negotiation<'a> {
     fn answer(&mut self, option: u32, data: &[u8], output: &mut Vec<u8>) -> Step {
         let answer = match option {
             option::ABORT => Answer::AckAndClose,
-            option::EXPORT_NAME if self.draining => Answer::Close,
+            option::EXPORT_NAME if self.draining || self.needs_tls(option) => Answer::Close,
             _ if self.draining => Answer::Error(answer::ERR_SHUTDOWN, "the server is shutting down"),
             option::EXPORT_NAME => self.export_name(data, output),
+            _ if self.needs_tls(option) => Answer::Error(TLS_NEEDED.0, TLS_NEEDED.1),
             option::LIST => self.list(data, output),
             option::STARTTLS if !data.is_empty() => no_data_allowed(),
-            option::STARTTLS => Answer::Error(answer::ERR_POLICY, "TLS is not set up on this server"),
+            option::STARTTLS if self.is_secured => Answer::Error(answer::ERR_INVALID, "TLS was started before"),
+            option::STARTTLS if self.security == Security::Plain => {
+                Answer::Error(answer::ERR_POLICY, "TLS is not set up on this server")
+            }
+            option::STARTTLS => {
+                // What was agreed on in the clear, anybody may have said.
+                (self.is_secured, self.structured, self.selected) = (true, false, None);
+                Answer::StartTls
+            }
             option::INFO | option::GO => self.info(option, data, output),
             option::STRUCTURED_REPLY if !data.is_empty() => no_data_allowed(),
             option::STRUCTURED_REPLY => {
@@ -194,14 +227,22 @@ impl<'a> Negotiation<'a> {
         };
         match answer {
             Answer::Error(code, text) => write_answer(output, option, code, text.as_bytes()),
-            Answer::Ack | Answer::AckAndClose | Answer::Go(_) => write_answer(output, option, answer::ACK, &[]),
+            Answer::Ack | Answer::AckAndClose | Answer::StartTls | Answer::Go(_) => {
+                write_answer(output, option, answer::ACK, &[])
+            }
             Answer::Close | Answer::GoSilently(_) => {}
         }
         match answer {
             Answer::Ack | Answer::Error(..) => Step::More,
+            Answer::StartTls => Step::StartTls,
             Answer::Close | Answer::AckAndClose => Step::Close,
             Answer::Go(agreement) | Answer::GoSilently(agreement) => Step::Transmit(agreement),
         }
+    }
+
+    fn needs_tls(&self, option: u32) -> bool {
+        let is_free = matches!(option, option::STARTTLS | option::ABORT);
+        self.security == Security::MustStartTls && !self.is_secured && !is_free
     }
 
     /// The option of the oldest clients: no way to answer but with the export itself.

@@ -1,7 +1,7 @@
 //! Listening, and the life of connections.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 #[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use crate::budget::Budget;
 use crate::connection::{Limits, transmit};
 use crate::stream::Stream;
+use crate::tls::Outgoing;
 use crate::wire::MAX_PAYLOAD_BYTES;
-use crate::{Agreement, DeviceError, Exports, Negotiation, Step};
+use crate::{Agreement, DeviceError, Exports, Negotiation, Security, Step, Tls};
 
 /// Pause after an attempt to accept a connection that failed, for want of file handles for instance.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -28,13 +29,18 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Requests of one connection that are carried out at once, each by a thread.
     pub requests_per_connection: usize,
-    /// Payload in memory for one connection; at least 32 MiB, the longest request.
+    /// Payload in memory that each connection has for itself, whatever others do.
+    pub own_payload_bytes: u64,
+    /// More payload in memory for one connection; at least 32 MiB, the longest request.
     pub payload_bytes_per_connection: u64,
-    /// Payload in memory for all of them; at least 32 MiB.
+    /// What that comes out of, for all of them; at least 32 MiB.
     pub payload_bytes: u64,
     /// For the whole handshake of a connection.
     pub handshake_timeout: Duration,
-    /// A client that takes nothing of its replies for this long is cut off.
+    /// Of it, for that of TLS.
+    pub tls_timeout: Duration,
+    /// A client that takes nothing of its replies for this long is cut off, and so is one that sends nothing of a payload
+    /// that it has announced.
     pub reply_timeout: Duration,
 }
 
@@ -43,9 +49,11 @@ impl Default for ServerOptions {
         Self {
             max_connections: 64,
             requests_per_connection: 16,
+            own_payload_bytes: 2 << 20,
             payload_bytes_per_connection: 64 << 20,
-            payload_bytes: 256 << 20,
+            payload_bytes: 128 << 20,
             handshake_timeout: Duration::from_secs(30),
+            tls_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(60),
         }
     }
@@ -60,6 +68,7 @@ pub struct Server {
 struct Shared {
     exports: Exports,
     options: ServerOptions,
+    tls: Option<Tls>,
     payload: Budget,
     draining: AtomicBool,
     connections: Mutex<Connections>,
@@ -85,13 +94,19 @@ enum Address {
 }
 
 impl Server {
-    /// Listens nowhere yet.
+    /// Listens nowhere yet, and has no TLS.
     pub fn start(exports: Exports, options: ServerOptions) -> Self {
+        Self::start_with_tls(exports, options, None)
+    }
+
+    /// Listens nowhere yet. With `tls` every address is served over TLS only; clients of a Unix socket may start it.
+    pub fn start_with_tls(exports: Exports, options: ServerOptions, tls: Option<Tls>) -> Self {
         let longest = u64::from(MAX_PAYLOAD_BYTES);
         let shared = Shared {
             exports,
             payload: Budget::new(options.payload_bytes.max(longest)),
             options,
+            tls,
             draining: AtomicBool::new(false),
             connections: Mutex::default(),
             ended: Condvar::new(),
@@ -99,12 +114,14 @@ impl Server {
         Self { shared: Arc::new(shared), listeners: Vec::new() }
     }
 
-    /// Listens on a loopback address; port 0 picks one. Gives the address.
+    /// Listens on an address; port 0 picks one. Gives the address.
     ///
-    /// Without TLS there is neither secrecy nor a login, so other addresses are refused (spec A.9). Everyone on this
-    /// machine can connect; a socket in a private folder is better where clients know it.
+    /// Without TLS there is neither secrecy nor a login, and certificates of clients are the only login, so that
+    /// without both only loopback addresses are served (spec A.9). There everyone on this machine can connect; a socket
+    /// in a private folder is better where clients know it.
     pub fn listen_tcp(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
-        if !address.ip().is_loopback() {
+        let knows_clients = self.shared.tls.as_ref().is_some_and(Tls::knows_clients);
+        if !address.ip().is_loopback() && !knows_clients {
             return Err(ListenError::NeedsTls(address));
         }
         let failed = |source| ListenError::Listen { address: address.to_string(), source };
@@ -240,27 +257,75 @@ fn serve(shared: &Shared, stream: &Stream) -> io::Result<()> {
     let options = &shared.options;
     stream.set_no_delay()?;
     stream.set_write_timeout(Some(options.reply_timeout))?;
+    let deadline = Instant::now() + options.handshake_timeout;
+    let security = match (&shared.tls, stream.is_unix()) {
+        (None, _) => Security::Plain,
+        (Some(_), true) => Security::MayStartTls,
+        (Some(_), false) => Security::MustStartTls,
+    };
+    let mut negotiation = Negotiation::new(&shared.exports, security);
+    let mut writer = stream.try_clone()?;
+    writer.write_all(&Negotiation::greeting())?;
     let mut reader = BufReader::new(stream.try_clone()?);
-    let Some(agreement) = shake_hands(shared, stream, &mut reader)? else { return Ok(()) };
+    match shake_hands(shared, stream, &mut negotiation, &mut reader, &mut writer, deadline)? {
+        Shaken::Agreed(agreement) => converse(shared, stream, reader, writer, &agreement),
+        Shaken::StartTls => {
+            let Some(tls) = &shared.tls else { return Ok(()) };
+            let (incoming, secured) = tls.accept(stream, deadline.min(Instant::now() + options.tls_timeout))?;
+            let mut reader = BufReader::new(incoming);
+            let mut writer = Outgoing(secured.clone());
+            let shaken = shake_hands(shared, stream, &mut negotiation, &mut reader, &mut writer, deadline);
+            let served = match shaken {
+                Ok(Shaken::Agreed(agreement)) => converse(shared, stream, reader, writer, &agreement),
+                shaken => shaken.map(drop),
+            };
+            secured.close();
+            served
+        }
+        Shaken::Nothing => Ok(()),
+    }
+}
+
+/// From the agreement to the end.
+fn converse<R: Read + Send, W: Write + Send>(
+    shared: &Shared,
+    stream: &Stream,
+    reader: BufReader<R>,
+    writer: W,
+    agreement: &Agreement,
+) -> io::Result<()> {
+    let options = &shared.options;
     stream.set_read_timeout(None)?;
     let payload = Budget::new(options.payload_bytes_per_connection.max(MAX_PAYLOAD_BYTES.into()));
     let limits = Limits {
         threads: options.requests_per_connection,
+        own_payload: &Budget::new(options.own_payload_bytes),
+        own_bytes: options.own_payload_bytes,
+        hurry: &|hurry| stream.set_read_timeout(hurry.then_some(options.reply_timeout)),
         payload: &payload,
         all_payload: &shared.payload,
         draining: &shared.draining,
         hang_up: &|| stream.shutdown(Shutdown::Both),
     };
-    transmit(reader, stream.try_clone()?, &agreement, &limits);
+    transmit(reader, writer, agreement, &limits);
     Ok(())
 }
 
-/// `None` when it came to nothing.
-fn shake_hands(shared: &Shared, stream: &Stream, reader: &mut BufReader<Stream>) -> io::Result<Option<Agreement>> {
-    let mut writer = stream.try_clone()?;
-    writer.write_all(&Negotiation::greeting())?;
-    let deadline = Instant::now() + shared.options.handshake_timeout;
-    let mut negotiation = Negotiation::new(&shared.exports);
+/// What came of a handshake.
+enum Shaken {
+    Agreed(Agreement),
+    StartTls,
+    Nothing,
+}
+
+fn shake_hands(
+    shared: &Shared,
+    stream: &Stream,
+    negotiation: &mut Negotiation<'_>,
+    reader: &mut BufReader<impl Read>,
+    writer: &mut impl Write,
+    deadline: Instant,
+) -> io::Result<Shaken> {
     let mut output = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -270,19 +335,24 @@ fn shake_hands(shared: &Shared, stream: &Stream, reader: &mut BufReader<Stream>)
         stream.set_read_timeout(Some(left))?;
         let input = reader.fill_buf()?;
         if input.is_empty() {
-            return Ok(None);
+            return Ok(Shaken::Nothing);
         }
         if shared.draining.load(Ordering::SeqCst) {
             negotiation.drain();
         }
         let (taken, step) = negotiation.feed(input, &mut output);
         reader.consume(taken);
+        // Whoever sends more before it was told to start may be somebody between us and the client (spec A.9).
+        if matches!(step, Step::StartTls) && !reader.buffer().is_empty() {
+            return Ok(Shaken::Nothing);
+        }
         writer.write_all(&output)?;
         output.clear();
         match step {
             Step::More => {}
-            Step::Close => return Ok(None),
-            Step::Transmit(agreement) => return Ok(Some(agreement)),
+            Step::Close => return Ok(Shaken::Nothing),
+            Step::StartTls => return Ok(Shaken::StartTls),
+            Step::Transmit(agreement) => return Ok(Shaken::Agreed(agreement)),
         }
     }
 }
@@ -322,8 +392,10 @@ impl std::fmt::Display for Address {
 /// Why a server does not listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Other machines could reach the address, and there is no TLS.
-    #[error("listen on {0}: without TLS only loopback addresses and Unix sockets are served")]
+    /// Other machines could reach the address, and there is no TLS whose clients prove who they are.
+    #[error(
+        "listen on {0}: without TLS and certificates of clients only loopback addresses and Unix sockets are served"
+    )]
     NeedsTls(SocketAddr),
     /// The operating system refused.
     #[error("listen on {address}")]

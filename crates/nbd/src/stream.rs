@@ -35,6 +35,11 @@ impl Stream {
         }
     }
 
+    /// Whether only this machine reaches it, and the permissions of a folder say who.
+    pub(crate) fn is_unix(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
     /// Answers leave at once, whatever their size.
     pub(crate) fn set_no_delay(&self) -> io::Result<()> {
         match self {

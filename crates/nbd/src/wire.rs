@@ -49,6 +49,7 @@ pub(crate) mod answer {
     pub(crate) const ERR_UNSUP: u32 = 0x8000_0001;
     pub(crate) const ERR_POLICY: u32 = 0x8000_0002;
     pub(crate) const ERR_INVALID: u32 = 0x8000_0003;
+    pub(crate) const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub(crate) const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub(crate) const ERR_SHUTDOWN: u32 = 0x8000_0007;
     pub(crate) const ERR_TOO_BIG: u32 = 0x8000_0009;

@@ -28,6 +28,17 @@ pub trait Base: Send + Sync {
     /// never stand for what could not be read.
     fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError>;
 
+    /// Fills `buf` from within a segment, if what is on this machine suffices: a small read then costs little more than
+    /// its own bytes. [`Nearby::No`] leaves `buf` unspecified; the whole segment has to be read.
+    fn read_nearby(&self, _segment: u64, _within_bytes: u64, _buf: &mut [u8]) -> Result<Nearby, BaseError> {
+        Ok(Nearby::No)
+    }
+
+    /// Whether fetching a segment ahead would be no use: it is zero, or on this machine already.
+    fn is_nearby(&self, segment: u64) -> bool {
+        self.is_zero(segment).unwrap_or(false)
+    }
+
     /// Bytes of a segment: fewer at the end of the disk.
     fn len_of(&self, segment: u64) -> u64 {
         let start = segment * u64::from(self.segment_bytes());
@@ -42,6 +53,17 @@ pub enum Origin {
     DiskCache,
     /// From where the base is stored.
     Repository,
+}
+
+/// Whether bytes were found without asking where the base is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nearby {
+    /// They are known to be zero.
+    Zero,
+    /// In ciphertext kept on this machine.
+    DiskCache,
+    /// Not here.
+    No,
 }
 
 /// Why bytes of a base are not there.

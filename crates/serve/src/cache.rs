@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::base::{Base, BaseError, Origin};
+use crate::base::{Base, BaseError, Nearby, Origin};
 use crate::metrics::{Metrics, Source};
 
 /// Who wants a segment.
@@ -133,14 +133,39 @@ impl CachedBase {
             let (segment, within) = (at / segment_bytes, (at % segment_bytes) as usize);
             let take = (segment_bytes as usize - within).min(rest.len());
             let (here, behind) = rest.split_at_mut(take);
-            match self.segment(segment, lane)? {
-                None => here.fill(0),
-                Some(bytes) => here.copy_from_slice(bytes.get(within..within + take).ok_or_else(|| BaseError {
-                    is_unreachable: false,
-                    message: format!("segment {segment} of the base has only {} bytes", bytes.len()),
-                })?),
-            }
+            self.read_within(segment, within, here, lane)?;
             (at, rest) = (at + take as u64, behind);
+        }
+        Ok(())
+    }
+
+    /// From memory, else from what is on this machine; else the segment is fetched, and stays in memory. What the disk
+    /// cache has is not brought into memory: opening it again costs less than what it would push out.
+    fn read_within(&self, segment: u64, within: usize, buf: &mut [u8], lane: Lane) -> Result<(), BaseError> {
+        let len_bytes = buf.len() as u64;
+        if let Some(bytes) = self.memory.get((self.disk, segment)) {
+            self.metrics.read_from(Source::Memory, len_bytes);
+            return copy_from(&bytes, segment, within, buf);
+        }
+        {
+            let _busy = (lane == Lane::Foreground).then(|| Busy::new(self));
+            let found = self.base.read_nearby(segment, within as u64, buf);
+            match found.inspect_err(|error| self.note(Some(error)))? {
+                Nearby::Zero => {
+                    self.metrics.read_from(Source::Zero, len_bytes);
+                    buf.fill(0);
+                    return Ok(());
+                }
+                Nearby::DiskCache => {
+                    self.metrics.read_from(Source::DiskCache, len_bytes);
+                    return Ok(());
+                }
+                Nearby::No => {}
+            }
+        }
+        match self.segment(segment, lane)? {
+            None => buf.fill(0),
+            Some(bytes) => copy_from(&bytes, segment, within, buf)?,
         }
         Ok(())
     }
@@ -200,9 +225,9 @@ impl CachedBase {
         landed.map(Some)
     }
 
-    /// Whether a segment is in memory or known to be zero.
+    /// Whether a segment is in memory, on this machine's disk, or known to be zero.
     pub fn is_near(&self, segment: u64) -> bool {
-        self.memory.get((self.disk, segment)).is_some() || self.base.is_zero(segment).unwrap_or(false)
+        self.memory.get((self.disk, segment)).is_some() || self.base.is_nearby(segment)
     }
 
     /// Waits until no guest's fetch is outstanding, for a while: a guest that never pauses must not stop hydration for
@@ -231,6 +256,15 @@ impl CachedBase {
             }
         }
     }
+}
+
+fn copy_from(bytes: &[u8], segment: u64, within: usize, buf: &mut [u8]) -> Result<(), BaseError> {
+    let part = bytes.get(within..).and_then(|rest| rest.get(..buf.len())).ok_or_else(|| BaseError {
+        is_unreachable: false,
+        message: format!("segment {segment} of the base has only {} bytes", bytes.len()),
+    })?;
+    buf.copy_from_slice(part);
+    Ok(())
 }
 
 struct Busy<'c>(&'c CachedBase);

@@ -1,18 +1,28 @@
-//! Stored contents kept on this machine, as they lie in the packs: compressed, encrypted, authenticated by the repository
-//! (spec block-serving C.2).
+//! Contents kept on this machine, each sealed in a file of its own (`sealed_content.rs`).
 //!
-//! Useless without the repository's password, and safe to delete at any time: it changes timing only.
+//! Useless without the repository's password, and safe to delete at any time: it changes timing only. The specification
+//! keeps contents as they lie in the packs (C.2); then each small read of a guest has to decrypt and unpack a whole one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
+
+use zeroize::Zeroizing;
+
+use crate::sealed_content::{SealedContent, seal};
+
+/// What names of files end with.
+const SUFFIX: &str = ".e3c";
+/// Files that are kept open.
+const MAX_OPEN: usize = 256;
 
 /// A folder of contents that does not outgrow its limit; what was not used for the longest time goes first.
 pub struct DiskCache {
     folder: PathBuf,
     limit_bytes: u64,
+    secret: Zeroizing<[u8; 32]>,
     kept: Mutex<Kept>,
 }
 
@@ -20,30 +30,69 @@ pub struct DiskCache {
 struct Kept {
     bytes: u64,
     next_use: u64,
-    files: HashMap<String, (u64, u64)>,
-    by_use: BTreeMap<u64, String>,
+    contents: HashMap<Arc<str>, Entry>,
+    by_use: BTreeMap<u64, Arc<str>>,
+    /// Those whose files are open, in the order of their opening.
+    open: VecDeque<Arc<str>>,
+}
+
+struct Entry {
+    bytes: u64,
+    used: u64,
+    open: Option<Arc<SealedContent>>,
 }
 
 impl Kept {
-    fn add(&mut self, name: String, bytes: u64) {
-        self.forget(&name);
+    fn add(&mut self, name: &str, bytes: u64) {
+        self.forget(name);
+        let name: Arc<str> = name.into();
         self.bytes += bytes;
         self.by_use.insert(self.next_use, name.clone());
-        self.files.insert(name, (bytes, self.next_use));
+        self.contents.insert(name, Entry { bytes, used: self.next_use, open: None });
         self.next_use += 1;
     }
 
+    /// Notes a use. `None` for what is not there, `Some(None)` for what is not open.
+    fn touch(&mut self, name: &str) -> Option<Option<Arc<SealedContent>>> {
+        let entry = self.contents.get_mut(name)?;
+        if let Some(shared) = self.by_use.remove(&entry.used) {
+            self.by_use.insert(self.next_use, shared);
+        }
+        entry.used = self.next_use;
+        self.next_use += 1;
+        Some(entry.open.clone())
+    }
+
+    fn opened(&mut self, name: &str, content: &Arc<SealedContent>) {
+        let Some((name, entry)) = self.contents.get_key_value(name) else { return };
+        if entry.open.is_none() {
+            let name = name.clone();
+            self.open.push_back(name.clone());
+            self.contents.entry(name).and_modify(|entry| entry.open = Some(content.clone()));
+        }
+        if self.open.len() > MAX_OPEN {
+            let first = self.open.pop_front();
+            if let Some(entry) = first.and_then(|name| self.contents.get_mut(&name)) {
+                entry.open = None;
+            }
+        }
+    }
+
     fn forget(&mut self, name: &str) {
-        if let Some((bytes, used)) = self.files.remove(name) {
-            self.bytes -= bytes;
-            self.by_use.remove(&used);
+        if let Some(entry) = self.contents.remove(name) {
+            self.bytes -= entry.bytes;
+            self.by_use.remove(&entry.used);
+            if entry.open.is_some() {
+                self.open.retain(|open| **open != *name);
+            }
         }
     }
 }
 
 impl DiskCache {
-    /// Opens the cache in a folder, which is made where it is missing.
-    pub fn open(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
+    /// Opens the cache in a folder, which is made where it is missing. `secret` is the repository's, derived for the
+    /// purpose `e3-cache`. What a former version kept there, in another form, is removed.
+    pub fn open(folder: &Path, limit_bytes: u64, secret: Zeroizing<[u8; 32]>) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut found: Vec<(SystemTime, String, u64)> = Vec::new();
         for group in std::fs::read_dir(folder)? {
@@ -55,53 +104,65 @@ impl DiskCache {
                 let file = file?;
                 let facts = file.metadata()?;
                 let Ok(name) = file.file_name().into_string() else { continue };
-                if name.ends_with(".new") {
-                    // Left by a crash.
-                    std::fs::remove_file(file.path())?;
-                } else {
-                    found.push((facts.modified().unwrap_or(SystemTime::UNIX_EPOCH), name, facts.len()));
+                match name.strip_suffix(SUFFIX) {
+                    Some(name) => {
+                        let modified = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                        found.push((modified, name.to_owned(), facts.len()));
+                    }
+                    // Left by a crash, or by a version that kept contents as they lay in the packs.
+                    None if name.ends_with(".new") || is_plain(&name) => std::fs::remove_file(file.path())?,
+                    None => {}
                 }
             }
         }
         found.sort();
         let mut kept = Kept::default();
-        found.into_iter().for_each(|(_, name, bytes)| kept.add(name, bytes));
-        let cache = Self { folder: folder.to_owned(), limit_bytes, kept: Mutex::new(kept) };
+        found.into_iter().for_each(|(_, name, bytes)| kept.add(&name, bytes));
+        let cache = Self { folder: folder.to_owned(), limit_bytes, secret, kept: Mutex::new(kept) };
         cache.shrink();
         Ok(cache)
     }
 
+    /// Whether something is kept under a name, as far as is known without looking.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.lock().contents.contains_key(name)
+    }
+
     /// What was kept under a name. Whoever finds that it is not what it should be calls [`forget`](Self::forget).
-    pub fn get(&self, name: &str) -> Option<Vec<u8>> {
-        {
-            let mut kept = self.kept.lock().expect("no panic while held");
-            let (bytes, _) = *kept.files.get(name)?;
-            kept.add(name.to_owned(), bytes);
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<SealedContent>> {
+        if let Some(content) = self.lock().touch(name)? {
+            return Some(content);
         }
         let path = self.path_of(name)?;
-        match std::fs::read(&path) {
-            Ok(bytes) => {
+        match SealedContent::open(&path, &self.secret, name) {
+            Ok(content) => {
                 // The order of use outlives the process; without it, the order of arrival does.
                 let _ = std::fs::File::options()
                     .append(true)
                     .open(&path)
                     .and_then(|file| file.set_modified(SystemTime::now()));
-                Some(bytes)
+                let content = Arc::new(content);
+                self.lock().opened(name, &content);
+                Some(content)
             }
-            Err(_) => {
-                // Somebody deleted it.
-                self.kept.lock().expect("no panic while held").forget(name);
+            Err(error) => {
+                tracing::debug!(name, %error, "the disk cache has lost what it kept");
+                self.forget(name);
                 None
             }
         }
     }
 
     /// Keeps bytes under a name, if that is possible: a cache that is full or cannot be written is no error.
-    pub fn put(&self, name: &str, bytes: &[u8]) {
-        let Some(path) = self.path_of(name).filter(|_| bytes.len() as u64 <= self.limit_bytes) else { return };
-        match write(&path, bytes) {
+    pub(crate) fn put(&self, name: &str, bytes: &[u8]) {
+        let Some(path) = self.path_of(name) else { return };
+        let sealed = seal(&self.secret, name, bytes);
+        if sealed.len() as u64 > self.limit_bytes {
+            return;
+        }
+        match write(&path, &sealed) {
             Ok(()) => {
-                self.kept.lock().expect("no panic while held").add(name.to_owned(), bytes.len() as u64);
+                self.lock().add(name, sealed.len() as u64);
                 self.shrink();
             }
             Err(error) => tracing::debug!(name, %error, "not kept in the disk cache"),
@@ -109,23 +170,18 @@ impl DiskCache {
     }
 
     /// Removes what is not what it should be.
-    pub fn forget(&self, name: &str) {
-        self.kept.lock().expect("no panic while held").forget(name);
+    pub(crate) fn forget(&self, name: &str) {
+        self.lock().forget(name);
         if let Some(path) = self.path_of(name) {
             // If it stays it is found out again.
             let _ = std::fs::remove_file(path);
         }
     }
 
-    /// Bytes kept.
-    pub fn len_bytes(&self) -> u64 {
-        self.kept.lock().expect("no panic while held").bytes
-    }
-
     fn shrink(&self) {
         loop {
             let oldest = {
-                let mut kept = self.kept.lock().expect("no panic while held");
+                let mut kept = self.lock();
                 if kept.bytes <= self.limit_bytes {
                     return;
                 }
@@ -140,12 +196,19 @@ impl DiskCache {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("no panic while held")
+    }
+
     /// Content ids are letters and digits; anything else gets no place.
     fn path_of(&self, name: &str) -> Option<PathBuf> {
-        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let group = name.get(..2).filter(|_| is_plain)?;
-        Some(self.folder.join(group).join(name))
+        let group = name.get(..2).filter(|_| is_plain(name))?;
+        Some(self.folder.join(group).join(format!("{name}{SUFFIX}")))
     }
+}
+
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -162,27 +225,65 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn open(folder: &Path, limit_bytes: u64) -> DiskCache {
+        DiskCache::open(folder, limit_bytes, Zeroizing::new([3; 32])).unwrap()
+    }
+
+    fn read(cache: &DiskCache, name: &str) -> Option<Vec<u8>> {
+        let content = cache.get(name)?;
+        let mut bytes = vec![0; content.len_bytes()];
+        content.read_exact_at(&mut bytes, 0).ok().map(|()| bytes)
+    }
+
     #[test]
     fn the_least_used_goes_first_and_the_rest_outlives_the_process() {
         let place = tempfile::tempdir().unwrap();
-        let cache = DiskCache::open(place.path(), 30).unwrap();
+        let each = seal(&[3; 32], "aaa", &[1; 10]).len() as u64;
+        let cache = open(place.path(), 3 * each);
         for name in ["aaa", "bbb", "ccc"] {
             cache.put(name, &[1; 10]);
         }
         assert!(cache.get("aaa").is_some());
         cache.put("ddd", &[2; 10]);
-        assert_eq!(cache.get("bbb"), None, "used least");
-        cache.put("eee", &[3; 31]);
-        assert_eq!(cache.get("eee"), None, "longer than all of the cache");
+        assert_eq!(read(&cache, "bbb"), None, "used least");
+        cache.put("eee", &[3; 1000]);
+        assert_eq!(read(&cache, "eee"), None, "longer than all of the cache");
         cache.put("../x", &[3; 1]);
         std::fs::write(place.path().join("aa/left.new"), b"x").unwrap();
-        let cache = DiskCache::open(place.path(), 30).unwrap();
-        assert_eq!((cache.len_bytes(), cache.get("ddd")), (30, Some(vec![2; 10])));
+        std::fs::write(place.path().join("aa/aab"), b"in another form").unwrap();
+        std::fs::write(place.path().join("aa/note.txt"), b"somebody else's").unwrap();
+        let cache = open(place.path(), 3 * each);
+        let bytes = cache.lock().bytes;
+        assert_eq!((bytes, read(&cache, "ddd")), (3 * each, Some(vec![2; 10])));
+        let mut left: Vec<_> =
+            std::fs::read_dir(place.path().join("aa")).unwrap().map(|file| file.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["aaa.e3c", "note.txt"]);
         std::fs::remove_dir_all(place.path()).unwrap();
-        assert_eq!(cache.get("aaa"), None, "deleted by somebody");
+        assert_eq!(read(&cache, "aaa"), None, "deleted by somebody");
         cache.put("aaa", &[4; 10]);
-        assert_eq!(cache.get("aaa"), Some(vec![4; 10]));
+        assert_eq!(read(&cache, "aaa"), Some(vec![4; 10]));
         cache.forget("aaa");
-        assert_eq!(cache.get("aaa"), None);
+        assert_eq!(read(&cache, "aaa"), None);
+    }
+
+    #[test]
+    fn only_so_many_files_are_open() {
+        let place = tempfile::tempdir().unwrap();
+        let cache = open(place.path(), 1 << 30);
+        let name = |nth: usize| format!("content{nth}");
+        for nth in 0..2 * MAX_OPEN {
+            cache.put(&name(nth), &[nth as u8; 10]);
+        }
+        for round in 0..3 {
+            for nth in 0..2 * MAX_OPEN {
+                assert_eq!(read(&cache, &name(nth)), Some(vec![nth as u8; 10]), "round {round}");
+                let kept = cache.lock();
+                let open = kept.contents.values().filter(|entry| entry.open.is_some()).count();
+                assert!(open == kept.open.len() && open <= MAX_OPEN, "{open} of {} are open", kept.open.len());
+            }
+            cache.forget(&name(2 * MAX_OPEN - 1));
+            cache.put(&name(2 * MAX_OPEN - 1), &[(2 * MAX_OPEN - 1) as u8; 10]);
+        }
     }
 }

@@ -165,7 +165,15 @@ fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 
-struct DiskFile(File);
+/// One file of the file system.
+pub(crate) struct DiskFile(File);
+
+impl DiskFile {
+    /// Opens a file that is only read.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+}
 
 impl StoredFile for DiskFile {
     #[cfg(unix)]

@@ -87,6 +87,10 @@ impl HydrateMap {
         let grains = identity.grains();
         let mut bytes = vec![0; grains.div_ceil(8) as usize];
         file.read_exact_at(&mut bytes, HEADER_BYTES as u64)?;
+        if let (Some(last), used @ 1..) = (bytes.last_mut(), grains % 8) {
+            // What is set behind the last grain is nobody's.
+            *last &= (1 << used) - 1;
+        }
         let set = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
         let bits = bytes.into_iter().map(AtomicU8::new).collect();
         Ok(Self { file, bits, grain_bytes: identity.grain_bytes.max(512), grains, set: AtomicU64::new(set) })

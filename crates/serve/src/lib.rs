@@ -32,9 +32,11 @@ mod state;
 
 mod disk_cache;
 mod point_base;
+mod sealed_content;
+mod stream_file;
 mod volume_base;
 
-pub use base::{Base, BaseError, FileBase, Origin, base_identity};
+pub use base::{Base, BaseError, FileBase, Nearby, Origin, base_identity};
 pub use boot_set::{BootSet, FirstTouches, MANIFEST_TYPE};
 pub use cache::{CachedBase, Lane, MemoryCache};
 pub use device::{LayeredDevice, Target};
@@ -44,7 +46,9 @@ pub use metrics::{Metrics, Operation, PrefetchKind, Source};
 pub use mover::Mover;
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
 pub use pace::{DEFAULT_BYTES_PER_SECOND, Pace};
-pub use point_base::{PointBase, RecordError, disk_id_of, overlay_secret, read_boot_set, record_boot_set};
+pub use point_base::{
+    PointBase, RecordError, cache_secret, disk_id_of, overlay_secret, read_boot_set, record_boot_set,
+};
 pub use prefetch::{Plan, Prefetch};
 pub use session::{
     About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, is_served, new_session_id,

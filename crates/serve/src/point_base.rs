@@ -1,6 +1,7 @@
 //! A disk of a restore point as a base: its raw view, through the disk cache.
 
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,10 +9,11 @@ use backup::{DiskObject, DiskObjectError, PointDisk};
 use kopia_repo::{ContentId, ReadError, ReadErrorKind, Repository, SessionOptions, WriteError, WriteSession};
 use zeroize::Zeroizing;
 
-use crate::base::{Base, BaseError, Origin, base_identity};
+use crate::base::{Base, BaseError, Nearby, Origin, base_identity};
 use crate::boot_set::{BootSet, MANIFEST_TYPE};
 use crate::disk_cache::DiskCache;
 use crate::overlay::sha256;
+use crate::sealed_content::SealedContent;
 
 /// A disk in a repository.
 pub struct PointBase {
@@ -22,7 +24,7 @@ pub struct PointBase {
 }
 
 impl PointBase {
-    /// Serves `disk`, which was opened as what `described` says. Its stored bytes are kept in `cache`.
+    /// Serves `disk`, which was opened as what `described` says. What was read is kept in `cache`.
     pub fn new(disk: DiskObject, described: &PointDisk, cache: Option<Arc<DiskCache>>) -> Self {
         let identity = base_identity(&described.object, described.size_bytes);
         Self { disk, sector_bytes: described.logical_sector_bytes, identity, cache }
@@ -62,6 +64,24 @@ impl PointBase {
         Ok(origin)
     }
 
+    /// Fills `buf` from an offset of the file, if all of it is in the cache.
+    pub(crate) fn read_stream_nearby(&self, buf: &mut [u8], offset_bytes: u64) -> Result<Nearby, BaseError> {
+        let (mut at, mut rest) = (offset_bytes, buf);
+        while !rest.is_empty() {
+            let (number, range) = self.stream_segment(at);
+            let take = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(rest.len());
+            let (here, behind) = rest.split_at_mut(take);
+            let content = self.disk.segment(number).map_err(|error| object_error(number, &error))?;
+            if content == self.disk.zero_content() {
+                here.fill(0);
+            } else if !self.read_part_cached(&content, at - range.start, here) {
+                return Ok(Nearby::No);
+            }
+            (at, rest) = (at + take as u64, behind);
+        }
+        Ok(Nearby::DiskCache)
+    }
+
     fn read_content(&self, segment: u64, content: &ContentId, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
         if self.read_cached(content, bytes) {
             return Ok(Origin::DiskCache);
@@ -73,28 +93,39 @@ impl PointBase {
 
     /// From the cache; `false` when it is not there, or not as it should be.
     fn read_cached(&self, content: &ContentId, bytes: &mut Vec<u8>) -> bool {
+        self.open_cached(content, |cached| {
+            bytes.clear();
+            bytes.resize(cached.len_bytes(), 0);
+            cached.read_exact_at(bytes, 0)
+        })
+    }
+
+    /// Fills `buf` from within a content in the cache.
+    fn read_part_cached(&self, content: &ContentId, within_bytes: u64, buf: &mut [u8]) -> bool {
+        self.open_cached(content, |cached| {
+            cached.read_exact_at(buf, usize::try_from(within_bytes).unwrap_or(usize::MAX))
+        })
+    }
+
+    fn open_cached(&self, content: &ContentId, read: impl FnOnce(&SealedContent) -> io::Result<()>) -> bool {
         let Some(cache) = &self.cache else { return false };
         let name = content.to_string();
-        let Some(stored) = cache.get(&name) else { return false };
-        match self.disk.repository().open_stored_content(content, &stored, bytes) {
-            Ok(is_known) => is_known,
-            Err(error) => {
-                tracing::debug!(name, %error, "what the disk cache had is not what it should be");
-                cache.forget(&name);
-                false
-            }
+        let Some(cached) = cache.get(&name) else { return false };
+        let read = read(&cached);
+        if let Err(error) = &read {
+            tracing::debug!(name, %error, "what the disk cache had is not what it should be");
+            cache.forget(&name);
         }
+        read.is_ok()
     }
 
     fn fetch(&self, content: &ContentId, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
         let repo = self.disk.repository();
-        let Some(cache) = &self.cache else { return repo.append_content(content, bytes) };
-        let stored = repo.stored_content(content)?;
-        if !repo.open_stored_content(content, &stored, bytes)? {
-            return Err(ReadError::MissingContent { id: *content });
-        }
+        repo.append_content(content, bytes)?;
         // Only what proved right is kept.
-        cache.put(&content.to_string(), &stored);
+        if let Some(cache) = &self.cache {
+            cache.put(&content.to_string(), bytes);
+        }
         Ok(())
     }
 }
@@ -118,6 +149,19 @@ impl Base for PointBase {
 
     fn is_zero(&self, segment: u64) -> Result<bool, BaseError> {
         Ok(self.content_of(segment).map_err(|error| object_error(segment, &error))?.is_none())
+    }
+
+    fn read_nearby(&self, segment: u64, within_bytes: u64, buf: &mut [u8]) -> Result<Nearby, BaseError> {
+        match self.content_of(segment).map_err(|error| object_error(segment, &error))? {
+            None => Ok(Nearby::Zero),
+            Some(content) if self.read_part_cached(&content, within_bytes, buf) => Ok(Nearby::DiskCache),
+            Some(_) => Ok(Nearby::No),
+        }
+    }
+
+    fn is_nearby(&self, segment: u64) -> bool {
+        let is_cached = |content: &ContentId| self.cache.as_ref().is_some_and(|cache| cache.has(&content.to_string()));
+        self.content_of(segment).is_ok_and(|content| content.as_ref().is_none_or(is_cached))
     }
 
     fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
@@ -170,6 +214,11 @@ pub fn disk_id_of(disk: &PointDisk) -> [u8; 16] {
 /// can recover the overlay, and nobody else (spec block-serving C.4).
 pub fn overlay_secret(repo: &Repository) -> Zeroizing<[u8; 32]> {
     repo.derive_key("e3-overlay")
+}
+
+/// The secret that the disk cache of this repository's contents is sealed by; as little stored as the overlays'.
+pub fn cache_secret(repo: &Repository) -> Zeroizing<[u8; 32]> {
+    repo.derive_key("e3-cache")
 }
 
 /// The boot set of a VM; `None` when there is none that can be used.

@@ -2,15 +2,14 @@
 //!
 //! The metadata of the volume is made up; the files are the stored streams, byte for byte what `kopia restore` writes.
 
-use std::sync::{Arc, Mutex};
-
 use backup::PointDescription;
 use ntfs_volume::{Disk, FileContent, ParameterError, Parameters, Piece, VolumeFile};
 use uuid::Uuid;
 
-use crate::base::{Base, BaseError, Origin};
+use crate::base::{Base, BaseError, Nearby, Origin};
 use crate::overlay::sha256;
 use crate::point_base::PointBase;
+use crate::stream_file::StreamFile;
 
 /// Between 1601 and 1970, in 100 ns.
 const UNIX_EPOCH_IN_FILE_TIME: i128 = 116_444_736_000_000_000;
@@ -19,17 +18,8 @@ const UNIX_EPOCH_IN_FILE_TIME: i128 = 116_444_736_000_000_000;
 pub struct VolumeBase {
     disk: Disk,
     /// In the order of the volume's files.
-    files: Vec<PointBase>,
+    files: Vec<StreamFile>,
     identity: [u8; 32],
-    /// A stream's segment may be longer than one of the volume's.
-    last: Mutex<Option<Last>>,
-}
-
-#[derive(Clone)]
-struct Last {
-    file: usize,
-    number: u64,
-    bytes: Arc<Vec<u8>>,
 }
 
 impl VolumeBase {
@@ -47,36 +37,7 @@ impl VolumeBase {
         let disk = Disk::build(&parameters)?;
         let objects: Vec<u8> = point.disks.iter().flat_map(|disk| disk.object.bytes().chain([0])).collect();
         let identity = sha256(&[&disk.metadata_sha256()[..], &objects].concat());
-        Ok(Self { disk, files: disks, identity, last: Mutex::new(None) })
-    }
-
-    /// Fills `buf` from an offset of a file.
-    fn read_file(&self, file: usize, buf: &mut [u8], offset_bytes: u64, origin: &mut Origin) -> Result<(), BaseError> {
-        let (mut at, mut rest) = (offset_bytes, buf);
-        while !rest.is_empty() {
-            let (number, range) = self.files[file].stream_segment(at);
-            let bytes = self.stream_segment(file, number, origin)?;
-            let within = (at - range.start) as usize;
-            let take = (bytes.len() - within).min(rest.len());
-            let (here, behind) = rest.split_at_mut(take);
-            here.copy_from_slice(&bytes[within..within + take]);
-            (at, rest) = (at + take as u64, behind);
-        }
-        Ok(())
-    }
-
-    fn stream_segment(&self, file: usize, number: u64, origin: &mut Origin) -> Result<Arc<Vec<u8>>, BaseError> {
-        let last = self.last.lock().expect("no panic while held").clone();
-        if let Some(last) = last.filter(|last| (last.file, last.number) == (file, number)) {
-            return Ok(last.bytes);
-        }
-        let mut bytes = Vec::new();
-        if self.files[file].read_stream_segment(number, &mut bytes)? == Origin::Repository {
-            *origin = Origin::Repository;
-        }
-        let bytes = Arc::new(bytes);
-        *self.last.lock().expect("no panic while held") = Some(Last { file, number, bytes: bytes.clone() });
-        Ok(bytes)
+        Ok(Self { disk, files: disks.into_iter().map(StreamFile::new).collect(), identity })
     }
 }
 
@@ -105,13 +66,8 @@ impl Base for VolumeBase {
                 Piece::Zero => {}
                 Piece::File { file, offset_bytes } => {
                     let end = offset_bytes + (range.end - range.start);
-                    let mut at = offset_bytes;
-                    while at < end {
-                        let (number, covered) = self.files[file].stream_segment(at);
-                        if !self.files[file].is_stream_segment_zero(number)? {
-                            return Ok(false);
-                        }
-                        at = covered.end;
+                    if !self.files[file].is_zero(offset_bytes..end)? {
+                        return Ok(false);
                     }
                 }
                 Piece::Literal(_) | Piece::Ones | Piece::Bitmap { .. } => return Ok(false),
@@ -120,13 +76,27 @@ impl Base for VolumeBase {
         Ok(true)
     }
 
+    fn read_nearby(&self, segment: u64, within_bytes: u64, buf: &mut [u8]) -> Result<Nearby, BaseError> {
+        let start = segment * u64::from(self.segment_bytes()) + within_bytes;
+        let read = self.disk.read(buf, start, |file, here, at| match self.files[file].read_nearby(here, at) {
+            Ok(Nearby::No) => Err(None),
+            Ok(_) => Ok(()),
+            Err(error) => Err(Some(error)),
+        });
+        match read {
+            Ok(()) => Ok(Nearby::DiskCache),
+            Err(None) => Ok(Nearby::No),
+            Err(Some(error)) => Err(error),
+        }
+    }
+
     fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
         bytes.clear();
         bytes.resize(self.len_of(segment) as usize, 0);
         let start = segment * u64::from(self.segment_bytes());
         // What is made up is nearer than any cache.
         let mut origin = Origin::DiskCache;
-        self.disk.read(bytes, start, |file, here, at| self.read_file(file, here, at, &mut origin))?;
+        self.disk.read(bytes, start, |file, here, at| self.files[file].read(here, at, &mut origin))?;
         Ok(origin)
     }
 }

@@ -20,7 +20,7 @@ use serve::folder::DiskFolder;
 use serve::overlay::{DiskKey, Identity, Overlay, OverlayOptions};
 use serve::{
     Base, BootSet, CachedBase, DiskCache, FirstTouches, LayeredDevice, MemoryCache, Metrics, PointBase, Source,
-    overlay_secret, read_boot_set, record_boot_set,
+    cache_secret, overlay_secret, read_boot_set, record_boot_set,
 };
 
 struct Rig {
@@ -76,7 +76,8 @@ impl Rig {
     fn base(&self, report: &VmReport, cache: Option<&Path>) -> Arc<PointBase> {
         let described = &report.description.disks[0];
         let disk = report.point.open_disk(&self.repo, described).unwrap();
-        let cache = cache.map(|folder| Arc::new(DiskCache::open(folder, 1 << 30).unwrap()));
+        let open = |folder: &Path| DiskCache::open(folder, 1 << 30, cache_secret(&self.repo)).unwrap();
+        let cache = cache.map(|folder| Arc::new(open(folder)));
         Arc::new(PointBase::new(disk, described, cache))
     }
 
@@ -131,7 +132,13 @@ fn a_point_reads_as_it_is_restored() {
             assert!(metrics.bytes_from(Source::Repository) > 0 || nth == 1);
         }
     }
-    let needle = &rig.restored(&second)[..];
+    // Files that were open when the cache vanished went on being read; another process begins a new one.
+    let expected = rig.restored(&second);
+    let again = device(rig.base(&second, Some(&cache)), None, &Arc::default());
+    let mut seen = vec![0xEE; expected.len()];
+    again.read_at(&mut seen, 0).unwrap();
+    assert!(seen == expected);
+    let needle = &expected[..];
     let needle = needle.chunks(64).find(|chunk| chunk.iter().filter(|byte| **byte != 0).count() > 48).unwrap();
     let mut files = 0;
     for group in std::fs::read_dir(&cache).unwrap() {

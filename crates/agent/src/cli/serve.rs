@@ -13,12 +13,12 @@ use crate::units::{parse_duration, parse_size};
 /// `serve …`
 #[derive(Debug, Subcommand)]
 pub enum ServeCommand {
-    /// Over NBD, for QEMU, nbd-client and libnbd on this machine, until stopped
+    /// Over NBD, for QEMU, nbd-client and libnbd, until stopped; with TLS and certificates also for other machines
     #[command(after_help = "\
 Examples:
   e3-backup-agent serve nbd DC01@latest
   e3-backup-agent serve nbd DC01@2 --disk 0 --socket ./dc01.sock
-  e3-backup-agent serve nbd DC01@latest --writes ./dc01-writes --cache ./cache")]
+  e3-backup-agent serve nbd DC01@latest --listen 0.0.0.0:10809 --tls-cert s.pem --tls-key s-key.pem --tls-ca ca.pem")]
     Nbd(ServeNbdArgs),
     /// Over iSCSI, for any initiator, until stopped; with a login (CHAP) also for other machines
     #[command(after_help = "\
@@ -40,6 +40,23 @@ pub struct ServeNbdArgs {
     /// A Unix socket in place of an address; its folder says who may connect
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// How clients of NBD are spoken with. All files are PEM.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "TLS")]
+pub struct TlsArgs {
+    /// Certificate that this server shows; from now on nothing is served without TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "socket")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities whose certificates clients have to show; needed where other machines connect
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
 }
 
 /// `serve iscsi …`
@@ -105,7 +122,7 @@ pub struct ServedArgs {
 /// What is kept of what was fetched.
 #[derive(Args, Clone, Debug)]
 pub struct CacheArgs {
-    /// Keep what is fetched, as it is stored, in this folder
+    /// Keep what is fetched, encrypted, in this folder
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
     /// How much of it

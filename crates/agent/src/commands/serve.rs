@@ -35,11 +35,15 @@ pub fn run(context: &Context, command: ServeCommand) -> Result<Outcome, Failure>
 }
 
 fn serve_nbd(context: &Context, arguments: ServeNbdArgs) -> Result<Outcome, Failure> {
-    let ServeNbdArgs { served, listen, socket } = arguments;
+    let ServeNbdArgs { served, listen, socket, tls } = arguments;
     let what = format!("serve {} over NBD", served.point);
-    serve(context, &served, &what, false, |_| match socket {
-        Some(path) => Place::NbdSocket(path),
-        None => Place::Nbd(listen),
+    let tls = crate::serving::tls(&tls)?;
+    // What other machines reach outlives this one.
+    let guest_is_elsewhere = socket.is_none() && !listen.ip().is_loopback();
+    serve(context, &served, &what, guest_is_elsewhere, |_| match (socket, tls) {
+        (Some(path), _) => Place::NbdSocket(path),
+        (None, Some(tls)) => Place::NbdOverTls(listen, tls),
+        (None, None) => Place::Nbd(listen),
     })
 }
 

@@ -2,8 +2,10 @@
 
 mod login;
 mod sources;
+mod tls;
 mod transport;
 
 pub use login::authentication;
 pub use sources::{Item, Sources, disk_name, read_bytes};
+pub use tls::tls;
 pub use transport::{IscsiPlace, Offer, Place, Transport, identity_of, target_name};

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use serve::overlay::OverlayOptions;
 use serve::{
     About, Base, BaseError, BootSet, CachedBase, DiskBase, DiskCache, DiskState, LayeredDevice, MemoryCache, Metrics,
-    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, VolumeBase, os_boot_id, overlay_secret,
-    read_boot_set,
+    NewDisk, PointBase, Prefetch, Session, SessionError, SessionParts, Source, VolumeBase, cache_secret, os_boot_id,
+    overlay_secret, read_boot_set,
 };
 
 use crate::cli::CacheArgs;
@@ -49,7 +49,7 @@ impl Sources {
         caches: &CacheArgs,
     ) -> std::io::Result<Self> {
         let cache = match &caches.cache {
-            Some(folder) => Some(Arc::new(DiskCache::open(folder, caches.cache_size)?)),
+            Some(folder) => Some(Arc::new(DiskCache::open(folder, caches.cache_size, cache_secret(&repo))?)),
             None => None,
         };
         // A hint: without it the first reads wait a little longer.

@@ -19,6 +19,8 @@ const TARGET_PREFIX: &str = "iqn.2026-01.internal.e3";
 pub enum Place {
     /// NBD on an address of this machine.
     Nbd(SocketAddr),
+    /// The same, over TLS and nothing else.
+    NbdOverTls(SocketAddr, nbd::Tls),
     /// NBD on a Unix socket.
     NbdSocket(PathBuf),
     /// An iSCSI target.
@@ -79,18 +81,10 @@ impl Transport {
     /// Clients can connect when this returns.
     pub fn listen(place: Place, offers: &[Offer], what: &str) -> Result<Self, Failure> {
         match place {
-            Place::Nbd(address) => {
-                let mut server = nbd_server(offers, what)?;
-                let bound = server.listen_tcp(address).map_err(|error| {
-                    Failure::of(what, address.to_string(), &error).with_code(Code::Usage).with_steps(&[
-                        "give --listen a free address of this machine, such as 127.0.0.1:0",
-                        "give --socket PATH",
-                    ])
-                })?;
-                Ok(Self::Nbd { server, address: format!("nbd://{bound}") })
-            }
+            Place::Nbd(address) => listen_tcp(address, None, offers, what),
+            Place::NbdOverTls(address, tls) => listen_tcp(address, Some(tls), offers, what),
             Place::NbdSocket(path) => {
-                let mut server = nbd_server(offers, what)?;
+                let mut server = nbd_server(offers, None, what)?;
                 listen_unix(&mut server, &path, what)?;
                 Ok(Self::Nbd { server, address: format!("nbd+unix://?socket={}", path.display()) })
             }
@@ -112,7 +106,7 @@ impl Transport {
     /// The address that it listens on; `None` for a socket with a name.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Nbd { address, .. } => address.strip_prefix("nbd://")?.parse().ok(),
+            Self::Nbd { address, .. } => address.split_once("://")?.1.parse().ok(),
             Self::Iscsi { portal, .. } => Some(*portal),
         }
     }
@@ -144,7 +138,20 @@ pub fn identity_of(offer: &Offer) -> Identity {
     Identity::new("E3", "Restore point", "1", offer.identity.as_bytes())
 }
 
-fn nbd_server(offers: &[Offer], what: &str) -> Result<nbd::Server, Failure> {
+fn listen_tcp(address: SocketAddr, tls: Option<nbd::Tls>, offers: &[Offer], what: &str) -> Result<Transport, Failure> {
+    let scheme = if tls.is_some() { "nbds" } else { "nbd" };
+    let mut server = nbd_server(offers, tls, what)?;
+    let bound = server.listen_tcp(address).map_err(|error| {
+        Failure::of(what, address.to_string(), &error).with_code(Code::Usage).with_steps(&[
+            "give --listen a free address of this machine, such as 127.0.0.1:0",
+            "give --socket PATH",
+            "for other machines give --tls-cert, --tls-key and --tls-ca",
+        ])
+    })?;
+    Ok(Transport::Nbd { server, address: format!("{scheme}://{bound}") })
+}
+
+fn nbd_server(offers: &[Offer], tls: Option<nbd::Tls>, what: &str) -> Result<nbd::Server, Failure> {
     let exports = offers.iter().map(|offer| Export {
         name: offer.name.clone(),
         description: offer.description.clone(),
@@ -152,7 +159,7 @@ fn nbd_server(offers: &[Offer], what: &str) -> Result<nbd::Server, Failure> {
         read_only: offer.read_only,
     });
     let exports = Exports::new(exports).attempt(what, "")?;
-    Ok(nbd::Server::start(exports, nbd::ServerOptions::default()))
+    Ok(nbd::Server::start_with_tls(exports, nbd::ServerOptions::default(), tls))
 }
 
 fn listen_iscsi(place: IscsiPlace, offers: &[Offer], what: &str) -> Result<Transport, Failure> {

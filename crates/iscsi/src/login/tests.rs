@@ -246,3 +246,108 @@ fn hostile_text_against_the_names_it_holds() {
     }
     assert!(logged_in > 300 && refused > 3000, "{logged_in} logged in, {refused} refused");
 }
+
+/// A login out of bytes: the kind of server, then requests of flags, a byte of the header to be changed and its value,
+/// length, and text. `@R` in a text stands for the right answer to the last challenge: nobody else can give it.
+fn fuzzed(input: &[u8]) -> u64 {
+    use md5::Digest as _;
+    let Some((kind, mut rest)) = input.split_first() else { return 0 };
+    let wants_login = kind & 1 != 0;
+    let targets = targets(wants_login);
+    let mut login = login(&targets, kind & 2 != 0);
+    let (mut challenge, mut is_proven) = (String::new(), false);
+    let mut told = Vec::new();
+    while let Some((&[flags, at, value, high, low], after)) = rest.split_first_chunk::<5>() {
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        let (text, after) = after.split_at(len.min(after.len()));
+        rest = after;
+        let mut text = text.to_vec();
+        let value_of = |key: &str| challenge.split('\0').find_map(|pair| pair.strip_prefix(key)).map(str::to_owned);
+        if let (Some(here), Some(bytes), Some(identifier)) =
+            (text.windows(2).position(|pair| pair == b"@R"), value_of("CHAP_C="), value_of("CHAP_I="))
+        {
+            let whole = [&[identifier.parse().unwrap()][..], b"secretsecret12", &binary(&bytes).unwrap()].concat();
+            let response = crate::text::to_hex(&md5::Md5::digest(&whole));
+            text.splice(here..here + 2, response.into_bytes());
+            is_proven = true;
+        }
+        let mut header = request(flags);
+        // Its opcode is read before, and its lengths are those of the text.
+        if matches!(usize::from(at), 1..4 | 8..48) {
+            header.0[usize::from(at)] = value;
+        }
+        let tag = header.tag();
+        let step = login.handle(&header, &text);
+        assert!(login.text_bytes <= MAX_TEXT_BYTES, "what a login holds has a bound");
+        let answer = match &step {
+            Step::Answer(header, _) | Step::Refuse(header) => header,
+            Step::Done(done) => &done.answer,
+            Step::Close => break,
+        };
+        assert_eq!((answer.opcode(), answer.tag()), (opcode::LOGIN_RESPONSE, tag));
+        told.push((status(&step), answer.0[at::FLAGS]));
+        match step {
+            Step::Answer(_, said) => {
+                assert!(told.len() <= MAX_ROUNDS, "a login has an end");
+                assert!(said.len() <= 16 << 10 && pairs(&said).is_ok(), "our text is text");
+                let said = String::from_utf8(said).unwrap();
+                if said.contains("CHAP_C=") {
+                    challenge = said;
+                }
+            }
+            Step::Done(done) => {
+                let is_open = matches!(&done.purpose, Purpose::Normal(target) if target.name.ends_with(":closed"));
+                assert!(!wants_login || is_proven || is_open, "nobody comes in without the secret");
+                assert!(!is_open || done.initiator == "iqn.2026-01.test:other", "nor who is not named");
+                assert!((1..=MAX_NAME_BYTES).contains(&done.initiator.len()));
+                assert!((512..1 << 24).contains(&done.parameters.max_send_bytes));
+                assert!((512..1 << 24).contains(&done.parameters.max_burst_bytes));
+                told.push((1, u8::from(done.parameters.header_digest) | u8::from(done.parameters.data_digest) << 1));
+                break;
+            }
+            Step::Refuse(_) | Step::Close => break,
+        }
+    }
+    told.truncate(8);
+    fuzzing::behaviour((wants_login, told))
+}
+
+fn recorded() -> Vec<Vec<u8>> {
+    let of = |kind: u8, requests: &[(u8, &[u8])]| {
+        let request =
+            |(flags, text): &(u8, &[u8])| [&[*flags, 0, 0][..], &(text.len() as u16).to_be_bytes(), text].concat();
+        [vec![kind], requests.iter().flat_map(request).collect()].concat()
+    };
+    let names = b"InitiatorName=iqn.2026-01.test:guest\0TargetName=iqn.2026-01.test:e3\0SessionType=Normal\0AuthMethod=CHAP,None\0";
+    let closed = b"InitiatorName=iqn.2026-01.test:other\0TargetName=iqn.2026-01.test:closed\0AuthMethod=None\0";
+    let discovery = b"InitiatorName=iqn.2026-01.test:guest\0SessionType=Discovery\0AuthMethod=CHAP,None\0";
+    let terms = b"HeaderDigest=CRC32C,None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=16776192\0\
+                  FirstBurstLength=262144\0MaxOutstandingR2T=1\0MaxConnections=1\0DataPDUInOrder=Yes\0ErrorRecoveryLevel=0\0\
+                  MaxRecvDataSegmentLength=262144\0";
+    let proof = b"CHAP_N=alice\0CHAP_R=@R\0";
+    let both = [&names[..], terms].concat();
+    vec![
+        // open-iscsi, libiscsi, and QEMU's, which is libiscsi.
+        of(1, &[(0x00, names), (0x00, b"CHAP_A=5\0"), (0x81, proof), (0x87, terms)]),
+        of(1, &[(0x81, names), (0x81, b"CHAP_A=5\0"), (0x81, proof), (0x87, &both)]),
+        of(0, &[(0x87, &both)]),
+        of(0, &[(0x81, names), (0x87, terms)]),
+        of(1, &[(0x81, discovery), (0x81, b"CHAP_A=5\0"), (0x81, proof), (0x87, b"")]),
+        of(0, &[(0x87, closed)]),
+        of(1, &[(0x87, closed)]),
+        of(3, &[(0x44, &both[..20]), (0x04, &both[20..])]),
+        of(0, &[(0x44, &both[..20]), (0x04, &both[20..]), (0x87, b"")]),
+    ]
+}
+
+#[test]
+fn fuzz_login() {
+    let seen = fuzzing::hunt(&recorded(), 1 << 14, fuzzed);
+    assert!(seen.behaviours > 50, "{seen:?}");
+}
+
+#[test]
+#[ignore = "a minute, or what E3_FUZZ_SECONDS says"]
+fn fuzz_login_long() {
+    fuzzing::hunt_long(&recorded(), 1 << 15, fuzzed);
+}

@@ -78,36 +78,87 @@ fn every_cdb_is_judged_as_the_table_says() {
                     cdb[2..8].iter_mut().for_each(|byte| *byte &= 7);
                 }
             }
-            let known: Vec<_> = ENTRIES.iter().filter(|entry| entry.opcode == cdb[0]).collect();
-            let has_actions = known.iter().any(|entry| entry.service_action.is_some());
-            let action = cdb[1] & 0x1F;
-            let entry = known.iter().find(|entry| entry.service_action.is_none_or(|one| one == action));
-            let there = entry.is_some_and(|entry| thin || !entry.thin_only);
-            match Command::decode(&cdb, &facts) {
-                Ok(command) => {
-                    assert!(there, "{cdb:02x?} is not in the table, yet {command:?}");
-                    let blocks = blocks_of(&command);
-                    assert!(blocks.is_none_or(|one| one.first + u64::from(one.count) <= facts.blocks), "{command:?}");
-                    assert!(command.data_out_bytes(&facts) <= 2 * u64::from(MAX_TRANSFER_BYTES), "{command:?}");
-                    right += 1;
-                }
-                Err(Sense::INVALID_OPCODE) => {
-                    assert!(!there && !has_actions, "{cdb:02x?} is in the table");
-                    unknown += 1;
-                }
-                Err(Sense::OUT_OF_RANGE) => {
-                    assert!(there && reaches_beyond(&cdb, facts.blocks), "{cdb:02x?} lies on the disk");
-                    out_of_range += 1;
-                }
-                Err(refusal) => {
-                    let (key, code) = sense(refusal.into());
-                    assert!(there || has_actions, "{cdb:02x?}");
-                    assert!(key == 5 && [0x1A00, 0x2400, 0x3900].contains(&code), "{cdb:02x?}: {refusal:?}");
-                }
+            match judge_cdb(&cdb, &facts) {
+                Judged::Right => right += 1,
+                Judged::OutOfRange => out_of_range += 1,
+                Judged::Unknown => unknown += 1,
+                Judged::Refused(_) => {}
             }
         }
     }
     assert!(right > 50_000 && out_of_range > 10_000 && unknown > 10_000, "{right}, {out_of_range}, {unknown}");
+}
+
+#[derive(Hash)]
+enum Judged {
+    Right,
+    OutOfRange,
+    Unknown,
+    Refused(u16),
+}
+
+/// What the table of commands says of a CDB, against what was made of it.
+fn judge_cdb(cdb: &[u8; 16], facts: &Facts) -> Judged {
+    let known: Vec<_> = ENTRIES.iter().filter(|entry| entry.opcode == cdb[0]).collect();
+    let has_actions = known.iter().any(|entry| entry.service_action.is_some());
+    let action = cdb[1] & 0x1F;
+    let entry = known.iter().find(|entry| entry.service_action.is_none_or(|one| one == action));
+    let there = entry.is_some_and(|entry| facts.thin || !entry.thin_only);
+    match Command::decode(cdb, facts) {
+        Ok(command) => {
+            assert!(there, "{cdb:02x?} is not in the table, yet {command:?}");
+            let blocks = blocks_of(&command);
+            assert!(blocks.is_none_or(|one| one.first + u64::from(one.count) <= facts.blocks), "{command:?}");
+            assert!(command.data_out_bytes(facts) <= 2 * u64::from(MAX_TRANSFER_BYTES), "{command:?}");
+            Judged::Right
+        }
+        Err(Sense::INVALID_OPCODE) => {
+            assert!(!there && !has_actions, "{cdb:02x?} is in the table");
+            Judged::Unknown
+        }
+        Err(Sense::OUT_OF_RANGE) => {
+            assert!(there && reaches_beyond(cdb, facts.blocks), "{cdb:02x?} lies on the disk");
+            Judged::OutOfRange
+        }
+        Err(refusal) => {
+            let (key, code) = sense(refusal.into());
+            assert!(there || has_actions, "{cdb:02x?}");
+            assert!(key == 5 && [0x1A00, 0x2400, 0x3900].contains(&code), "{cdb:02x?}: {refusal:?}");
+            Judged::Refused(code)
+        }
+    }
+}
+
+fn fuzzed(input: &[u8]) -> u64 {
+    let Some((kind, cdbs)) = input.split_first() else { return 0 };
+    let facts = Facts { block_bytes: if kind & 1 == 0 { 512 } else { 4096 }, thin: kind & 2 != 0, ..FACTS };
+    let judged: Vec<_> = cdbs.as_chunks::<16>().0.iter().map(|cdb| (cdb[0], judge_cdb(cdb, &facts))).collect();
+    fuzzing::behaviour(judged.last())
+}
+
+/// Each command of the table with ordinary fields.
+fn cdbs() -> Vec<Vec<u8>> {
+    let cdb = |entry: &crate::scsi::opcodes::Entry| {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1]) = (entry.opcode, entry.service_action.unwrap_or(0));
+        for at in [4, 5, 8, 9, 13] {
+            cdb[at] = 1 & entry.usage.get(at).unwrap_or(&0);
+        }
+        cdb
+    };
+    (0..4).flat_map(|kind| ENTRIES.iter().map(move |entry| [&[kind][..], &cdb(entry)].concat())).collect()
+}
+
+#[test]
+fn fuzz_cdbs() {
+    let seen = fuzzing::hunt(&cdbs(), 257, fuzzed);
+    assert!(seen.behaviours > 100, "{seen:?}");
+}
+
+#[test]
+#[ignore = "a minute, or what E3_FUZZ_SECONDS says"]
+fn fuzz_cdbs_long() {
+    fuzzing::hunt_long(&cdbs(), 257, fuzzed);
 }
 
 fn blocks_of(command: &Command) -> Option<Blocks> {

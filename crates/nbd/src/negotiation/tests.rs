@@ -75,7 +75,12 @@ enum End {
 
 /// Feeds a conversation, cut at `cuts`, and gives the whole output.
 fn feed(exports: &Exports, input: &[u8], cuts: impl Fn(usize) -> usize) -> (Vec<u8>, End) {
-    let mut negotiation = Negotiation::new(exports);
+    feed_with(Security::Plain, exports, input, cuts)
+}
+
+/// The same where there is TLS. What is fed after its start is taken for what comes out of it.
+fn feed_with(security: Security, exports: &Exports, input: &[u8], cuts: impl Fn(usize) -> usize) -> (Vec<u8>, End) {
+    let mut negotiation = Negotiation::new(exports, security);
     let mut output = Vec::new();
     let (mut at, mut available) = (0, 0);
     while available < input.len() {
@@ -86,6 +91,7 @@ fn feed(exports: &Exports, input: &[u8], cuts: impl Fn(usize) -> usize) -> (Vec<
             at += taken;
             match step {
                 Step::More => assert!(taken > 0, "the machine goes on"),
+                Step::StartTls => assert!(taken > 0 && security != Security::Plain, "TLS starts where there is some"),
                 Step::Close => return (output, End::Closed),
                 Step::Transmit(Agreement { export, structured, allocation }) => {
                     return (output, End::Transmits(export.name.clone(), structured, allocation, at));
@@ -325,7 +331,7 @@ fn export_name_is_answered_with_the_export_itself() {
 #[test]
 fn a_server_that_ends_says_so() {
     let exports = exports(&["only"]);
-    let mut negotiation = Negotiation::new(&exports);
+    let mut negotiation = Negotiation::new(&exports, Security::Plain);
     negotiation.drain();
     let mut output = Vec::new();
     negotiation.feed(&[0, 0, 0, 3], &mut output);
@@ -341,10 +347,73 @@ fn a_server_that_ends_says_so() {
     }
 }
 
+/// Spec A.9, option by option, in the clear and after TLS was started.
+#[test]
+fn tls_is_started_once_and_nothing_is_told_before_where_it_has_to_be() {
+    let exports = exports(&["only"]);
+    let tls = || sent(option::STARTTLS, &[]);
+    let structured = || sent(option::STRUCTURED_REPLY, &[]);
+    let go = || sent(option::GO, &info_data("only", &[]));
+    let context = || sent(option::SET_META_CONTEXT, &context_data("only", &["base:allocation"]));
+    let (ack, needed) = (answer::ACK, answer::ERR_TLS_REQD);
+    for (case, security, options, codes, end) in [
+        ("no TLS here", Security::Plain, vec![tls()], vec![answer::ERR_POLICY], "open"),
+        ("asked for", Security::MayStartTls, vec![tls(), tls(), go()], vec![ack, answer::ERR_INVALID, ack], "simple"),
+        ("not asked for", Security::MayStartTls, vec![structured(), go()], vec![ack, ack], "structured"),
+        ("with data", Security::MayStartTls, vec![sent(option::STARTTLS, b"x")], vec![answer::ERR_INVALID], "open"),
+        (
+            "what was agreed on before is forgotten",
+            Security::MayStartTls,
+            vec![structured(), context(), tls(), go()],
+            vec![ack, ack, ack, ack],
+            "simple",
+        ),
+        (
+            "nothing before it",
+            Security::MustStartTls,
+            vec![sent(option::LIST, &[]), go(), structured(), sent(99, b"?"), sent(option::LIST, &vec![0; 70_000])],
+            vec![needed; 5],
+            "open",
+        ),
+        (
+            "not even by the oldest option",
+            Security::MustStartTls,
+            vec![sent(option::EXPORT_NAME, b"only")],
+            vec![],
+            "closed",
+        ),
+        ("but the end", Security::MustStartTls, vec![sent(option::ABORT, &[])], vec![ack], "closed"),
+        (
+            "after it, everything",
+            Security::MustStartTls,
+            vec![tls(), structured(), go()],
+            vec![ack, ack, ack],
+            "structured",
+        ),
+    ] {
+        let input = [&[0, 0, 0, 3][..], &options.concat()].concat();
+        let (output, found) = feed_with(security, &exports, &input, |_| usize::MAX >> 1);
+        let last = |kind: u32| kind == answer::ACK || kind >> 31 == 1;
+        let told: Vec<u32> = answers(&output).0.iter().map(|answer| answer.1).filter(|kind| last(*kind)).collect();
+        assert_eq!(told, codes, "{case}");
+        let found = match found {
+            End::Open => "open",
+            End::Closed => "closed",
+            End::Transmits(_, true, _, _) => "structured",
+            End::Transmits(_, false, allocation, _) => {
+                assert!(!allocation, "{case}");
+                "simple"
+            }
+        };
+        assert_eq!(found, end, "{case}");
+    }
+}
+
 /// What spec A.2 says of a whole conversation, told a second time and in another way: the last answer to each option,
 /// and how it ends.
-fn model(exports: &[&str], input: &[u8]) -> (Vec<(u32, u32)>, End) {
+fn model(security: Security, exports: &[&str], input: &[u8]) -> (Vec<(u32, u32)>, End) {
     let mut told = Vec::new();
+    let mut secured = false;
     let (mut structured, mut selected) = (false, None);
     let resolve = |name: Option<String>| {
         let name = name?;
@@ -368,6 +437,13 @@ fn model(exports: &[&str], input: &[u8]) -> (Vec<(u32, u32)>, End) {
         at += 16;
         let Some(data) = input.get(at..at + len) else { return (told, End::Open) };
         at += len;
+        if security == Security::MustStartTls && !secured && !matches!(option, 2 | 5) {
+            if option == 1 && len <= 64 << 10 {
+                return (told, End::Closed);
+            }
+            told.push((option, answer::ERR_TLS_REQD));
+            continue;
+        }
         if len > 64 << 10 {
             told.push((option, answer::ERR_TOO_BIG));
             continue;
@@ -389,7 +465,12 @@ fn model(exports: &[&str], input: &[u8]) -> (Vec<(u32, u32)>, End) {
             }
             3 | 5 | 8 if len > 0 => answer::ERR_INVALID,
             3 => answer::ACK,
-            5 => answer::ERR_POLICY,
+            5 if secured => answer::ERR_INVALID,
+            5 if security == Security::Plain => answer::ERR_POLICY,
+            5 => {
+                (secured, structured, selected) = (true, false, None);
+                answer::ACK
+            }
             8 => {
                 structured = true;
                 answer::ACK
@@ -500,13 +581,36 @@ impl Random {
     }
 }
 
+/// One damaged conversation: answered as the model says, however it is cut. Gives how it ended.
+fn judge(security: Security, names: &[&str], input: &[u8], seed: usize) -> End {
+    let exports = exports(names);
+    let (output, end) = feed_with(security, &exports, input, |_| usize::MAX >> 1);
+    let (expected, expected_end) = model(security, names, input);
+    let (found, rest) = answers(&output);
+    // INFO, SERVER and META_CONTEXT come before the last answer to their option.
+    let last = |kind: u32| kind == answer::ACK || kind >> 31 == 1;
+    let told: Vec<(u32, u32)> =
+        found.iter().filter(|(_, kind, _)| last(*kind)).map(|(option, kind, _)| (*option, *kind)).collect();
+    assert_eq!((told, &end), (expected, &expected_end), "{:?}", input.get(..300));
+    assert!(found.last().is_none_or(|(_, kind, _)| last(*kind)), "no answer is left open");
+    assert!(matches!(rest.len(), 0 | 10 | 134), "{} bytes beside the answers", rest.len());
+    for cuts in [1, 7] {
+        let cut = |at| if cuts == 1 && input.len() < 4096 { 1 } else { (at ^ seed) % 500 };
+        let again = feed_with(security, &exports, input, cut);
+        assert_eq!(again, (output.clone(), end.clone()), "cut by {cuts}");
+    }
+    end
+}
+
+const SECURITIES: [Security; 3] = [Security::Plain, Security::MayStartTls, Security::MustStartTls];
+
 #[test]
 fn damaged_conversations_are_answered_as_the_model_says_however_they_are_cut() {
     let mut ends = [0; 3];
     for round in 0..6000 {
         let mut random = Random(round);
+        let security = random.pick(&SECURITIES);
         let names: &[&str] = if random.below(2) == 0 { &["a"] } else { &["a", "b"] };
-        let exports = exports(names);
         let mut input = vec![0, 0, 0, random.pick(&[3, 3, 3, 1, 0, 4])];
         for _ in 0..random.below(8) {
             input.extend(random.option());
@@ -516,27 +620,62 @@ fn damaged_conversations_are_answered_as_the_model_says_however_they_are_cut() {
                 random.damage(&mut input);
             }
         }
-        let (output, end) = feed(&exports, &input, |_| usize::MAX >> 1);
-        let (expected, expected_end) = model(names, &input);
-        let (found, rest) = answers(&output);
-        // INFO, SERVER and META_CONTEXT come before the last answer to their option.
-        let last = |kind: u32| kind == answer::ACK || kind >> 31 == 1;
-        let told: Vec<(u32, u32)> =
-            found.iter().filter(|(_, kind, _)| last(*kind)).map(|(option, kind, _)| (*option, *kind)).collect();
-        assert_eq!((told, &end), (expected, &expected_end), "round {round}: {:?}", input.get(..300));
-        assert!(found.last().is_none_or(|(_, kind, _)| last(*kind)), "round {round}: no answer is left open");
-        assert!(matches!(rest.len(), 0 | 10 | 134), "round {round}: {} bytes beside the answers", rest.len());
-        let seed = random.below(1 << 20);
-        for cuts in [1, 7] {
-            let again =
-                feed(&exports, &input, |at| if cuts == 1 && input.len() < 4096 { 1 } else { (at ^ seed) % 500 });
-            assert_eq!(again, (output.clone(), end.clone()), "round {round}, cut by {cuts}");
-        }
-        ends[match end {
+        ends[match judge(security, names, &input, random.below(1 << 20)) {
             End::Open => 0,
             End::Closed => 1,
             End::Transmits(..) => 2,
         }] += 1;
     }
     assert!(ends.iter().all(|&count| count > 300), "every end was reached often: {ends:?}");
+}
+
+/// What libnbd's and QEMU's clients say, and one that tries everything: a byte for the kind of server, then a
+/// conversation.
+fn conversations() -> Vec<Vec<u8>> {
+    let context = |number| sent(number, &context_data("a", &["base:allocation"]));
+    let of = |client_flags: u8, options: Vec<Vec<u8>>| [&[0, 0, 0, 0, client_flags], &*options.concat()].concat();
+    let structured = || sent(option::STRUCTURED_REPLY, &[]);
+    vec![
+        of(
+            3,
+            vec![
+                sent(11, &[]),
+                structured(),
+                context(option::SET_META_CONTEXT),
+                sent(option::GO, &info_data("a", &[])),
+            ],
+        ),
+        of(3, vec![structured(), context(option::SET_META_CONTEXT), sent(option::GO, &info_data("a", &[3]))]),
+        of(3, vec![sent(option::LIST, &[]), sent(option::INFO, &info_data("a", &[1, 2, 3])), sent(option::ABORT, &[])]),
+        of(1, vec![sent(option::EXPORT_NAME, b"a")]),
+        of(
+            3,
+            vec![
+                sent(option::STARTTLS, &[]),
+                structured(),
+                context(option::LIST_META_CONTEXT),
+                sent(option::ABORT, &[]),
+            ],
+        ),
+    ]
+}
+
+fn fuzzed(input: &[u8]) -> u64 {
+    let Some((kind, conversation)) = input.split_first() else { return 0 };
+    let names: &[&str] = if kind & 4 == 0 { &["a"] } else { &["a", "b"] };
+    let end = judge(SECURITIES[usize::from(kind % 3)], names, conversation, usize::from(*kind) + 1);
+    let (answers, _) = model(SECURITIES[usize::from(kind % 3)], names, conversation);
+    fuzzing::behaviour((answers, format!("{end:?}")))
+}
+
+#[test]
+fn fuzz_negotiation() {
+    let seen = fuzzing::hunt(&conversations(), 1 << 16, fuzzed);
+    assert!(seen.behaviours > 50, "{seen:?}");
+}
+
+#[test]
+#[ignore = "a minute, or what E3_FUZZ_SECONDS says"]
+fn fuzz_negotiation_long() {
+    fuzzing::hunt_long(&conversations(), 1 << 17, fuzzed);
 }

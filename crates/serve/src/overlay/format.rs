@@ -222,6 +222,69 @@ mod tests {
         }
     }
 
+    /// Whoever can seal a record may write anything into it: what is taken is consistent, and is what was written.
+    fn fuzzed(input: &[u8]) -> u64 {
+        let Some((header, rest)) = input.split_first_chunk::<RECORD_BYTES>() else { return 0 };
+        let device_sectors = rest.first().map_or(100, |byte| 1_u64 << (byte % 64));
+        let mut told = Vec::new();
+        match RecordHeader::parse(header, device_sectors) {
+            Ok(record) => {
+                // The tag is the key's affair.
+                assert_eq!(record.encode()[..RECORD_SIGNED_BYTES], header[..RECORD_SIGNED_BYTES]);
+                assert!(record.range().end <= device_sectors && record.range().start <= record.range().end);
+                let covered = u64::from(record.cells) * CELL_SECTORS;
+                assert!((record.kind == RecordKind::Data) == (record.cells > 0));
+                assert!(record.cells == 0 || (record.sectors > 0 && record.sectors <= covered));
+                assert!(record.payload_bytes() <= usize::from(MAX_CELLS) * SEALED_CELL_BYTES, "a bound on memory");
+                told.push(format!("{:?} {}", record.kind, record.cells.min(4)));
+            }
+            Err(problem) => told.push(problem.to_owned()),
+        }
+        if let Some(bytes) = input.first_chunk::<HEADER_BYTES>() {
+            match SegmentHeader::parse(bytes) {
+                Ok(header) => {
+                    let fields = [8..16, 16..184].into_iter();
+                    assert!(fields.into_iter().all(|range| header.encode()[range.clone()] == bytes[range]));
+                    told.push("a segment".to_owned());
+                }
+                Err(problem) => told.push(problem.to_owned()),
+            }
+        }
+        fuzzing::behaviour(told)
+    }
+
+    fn recorded() -> Vec<Vec<u8>> {
+        let segment = SegmentHeader {
+            session: [1; 16],
+            disk: [2; 16],
+            number: 3,
+            first_sequence: 4,
+            oldest_needed: 1,
+            size_bytes: 1 << 30,
+            sector_bytes: 512,
+            salt: [5; 32],
+            base: [6; 32],
+            previous: [7; 32],
+        };
+        let zero = RecordHeader { kind: RecordKind::Zero, cells: 0, sectors: 64, ..record() };
+        let mark = RecordHeader { kind: RecordKind::Mark, cells: 0, first_sector: 0, sectors: 0, ..record() };
+        let drained = RecordHeader { kind: RecordKind::Drained, cells: 0, ..record() };
+        let records = [record(), zero, mark, drained].map(|header| [&header.encode()[..], &[20]].concat());
+        records.into_iter().chain([segment.encode().to_vec()]).collect()
+    }
+
+    #[test]
+    fn fuzz_headers() {
+        let seen = fuzzing::hunt(&recorded(), HEADER_BYTES, fuzzed);
+        assert!(seen.behaviours >= 8, "{seen:?}");
+    }
+
+    #[test]
+    #[ignore = "a minute, or what E3_FUZZ_SECONDS says"]
+    fn fuzz_headers_long() {
+        fuzzing::hunt_long(&recorded(), HEADER_BYTES, fuzzed);
+    }
+
     #[test]
     fn a_record_that_contradicts_itself_is_refused() {
         type Spoil = fn(&mut [u8; RECORD_BYTES]);
