@@ -48,20 +48,26 @@ impl Database {
     }
 }
 
-/// The MariaDB server of this test program; it ends with it.
+/// The MariaDB server of this test program; it ends with it, and its folder goes with it.
+///
+/// It stands in a static, which nobody drops: what has to be done at the end is done by the shell that holds the server.
 struct MariaDb {
     socket: PathBuf,
     /// The shell that holds it; another one after it was away.
     shell: Mutex<Child>,
-    folder: tempfile::TempDir,
+    folder: PathBuf,
 }
+
+/// Tells the shell that the folder is needed again. The end of its input alone says that it is not.
+const KEEP: &str = "keep";
 
 /// Kills the MariaDB server of this test program, if it runs, and starts it again after that time.
 pub fn take_away(time: Duration) {
     let Some(database) = server() else { return };
     let mut shell = database.shell.lock().expect("no panic while held");
-    // The end of its input is the end of the server: -9.
-    drop(shell.stdin.take());
+    let mut input = shell.stdin.take().expect("its input");
+    writeln!(input, "{KEEP}").expect("its input");
+    drop(input);
     shell.wait().expect("its end");
     std::thread::sleep(time);
     *shell = spawn(&database.folder);
@@ -72,7 +78,7 @@ impl MariaDb {
     fn wait(&self) {
         let until = Instant::now() + Duration::from_secs(30);
         while !self.client("SELECT 1") {
-            assert!(Instant::now() < until, "MariaDB did not come up: {}", log(&self.folder.path().join("log")));
+            assert!(Instant::now() < until, "MariaDB did not come up: {}", log(&self.folder.join("log")));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -114,32 +120,27 @@ fn start() -> Option<MariaDb> {
     }
     let made = make.stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(made.is_ok_and(|status| status.success()), "mariadb-install-db failed");
-    let socket = folder.path().join("s");
-    let database = MariaDb { socket, shell: Mutex::new(spawn(&folder)), folder };
+    // From here on the shell removes it.
+    let folder = folder.keep();
+    let database = MariaDb { socket: folder.join("s"), shell: Mutex::new(spawn(&folder)), folder };
     database.wait();
     Some(database)
 }
 
 /// Starts the server on what lies in that folder.
-fn spawn(folder: &tempfile::TempDir) -> Child {
+fn spawn(folder: &Path) -> Child {
     let program = find("mariadbd", "E3_TEST_MARIADB").expect("it was found before");
-    let user = if is_root() { "root" } else { "" };
-    // The shell ends the server when this program's end of the pipe closes, however this program ends.
+    // The read ends when this program's end of the pipe closes, however this program ends.
     let script = format!(
-        "{} --no-defaults {} --datadir={} --socket={} --skip-networking --pid-file={} --max-connections=400 \
-         --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=64M 2>{} & server=$!; cat >/dev/null; kill -9 $server",
-        program.display(),
-        if user.is_empty() { String::new() } else { format!("--user={user}") },
-        folder.path().join("data").display(),
-        folder.path().join("s").display(),
-        folder.path().join("pid").display(),
-        folder.path().join("log").display(),
+        "\"$1\" --no-defaults {} --datadir=\"$2/data\" --socket=\"$2/s\" --skip-networking --pid-file=\"$2/pid\" \
+         --max-connections=400 --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=64M 2>\"$2/log\" & \
+         server=$!; read word; kill -9 $server; wait $server; [ \"$word\" = {KEEP} ] || rm -rf \"$2\"",
+        if is_root() { "--user=root" } else { "" },
     );
     let mut shell = Command::new("sh");
-    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut process = shell.spawn().expect("a shell");
-    process.stdin.as_mut().expect("its input").flush().expect("its input");
-    process
+    shell.args(["-c", &script, "sh"]).arg(program).arg(folder);
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().expect("a shell")
 }
 
 fn log(path: &Path) -> String {
