@@ -219,6 +219,8 @@ catalogue! {
     Ambiguous = "AMBIGUOUS", 6, ["use an id of those listed"];
     /// Earlier checkpoints of the VM were not merged.
     MergeStuck = "MERGE_STUCK", 5, ["find out what holds the VM's disk files, or makes the volume full", "stopping and starting the VM, or moving it to another host, starts its merges again"];
+    /// This machine's clock is wrong by so much that deletions would not be safe.
+    ClockSkew = "CLOCK_SKEW", 5, ["set the clocks of this machine and of the server right"];
     /// Another run or program works on it.
     Busy = "BUSY", 7, ["try again when the other has finished"];
     /// Stored bytes are missing or not what was written.

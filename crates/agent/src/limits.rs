@@ -130,6 +130,12 @@ impl Limits {
         self.windows.iter_mut().for_each(|window| window.upload = None);
     }
 
+    /// Another limit of uploads at some hours of some days, of all where none is named.
+    pub fn add_upload_window(&mut self, days: Vec<Day>, from: Time, to: Time, bytes_per_second: u64) {
+        let upload = Some(ByteRate(bytes_per_second));
+        self.windows.push(Window { days, from, to, upload, download: None, read: None });
+    }
+
     /// Limits of downloads, and of reads from the host's disks, whenever it is.
     pub fn set_others(&mut self, download: Option<u64>, read: Option<u64>) {
         (self.download, self.read) = (download.map(ByteRate), read.map(ByteRate));
@@ -222,6 +228,11 @@ impl Throttles {
     pub fn with_job(&self, limits: &Limits) -> Self {
         let of_job = (*limits != Limits::default()).then(|| Throttle::new(limits.clone()));
         Self { of_job, ..self.clone() }
+    }
+
+    /// The same, and a job's own, which may change while they are used.
+    pub fn with(&self, of_job: Throttle) -> Self {
+        Self { of_job: Some(of_job), ..self.clone() }
     }
 
     /// The limits of the configuration changed. How many disks are read at once stays until the next start.

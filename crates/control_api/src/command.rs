@@ -19,6 +19,9 @@ wire! {
         pub active_commands: Vec<i64>,
         #[serde(default)]
         pub busy: bool,
+        /// That of the last answer: where it is another now, that is news.
+        #[serde(default)]
+        pub config_epoch: Option<i64>,
     }
 
     /// Answer of `agent_poll.php`.

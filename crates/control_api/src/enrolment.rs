@@ -6,10 +6,9 @@ use crate::id::Id;
 use crate::words::{AgentStatus, HostRole};
 
 wire! {
-    /// `agent_enroll.php` (1.2).
-    pub struct Enroll {
-        pub token: String,
-        pub hostname: String,
+    /// Who an agent is beside its host's name: the same in every form of enrolment (1.2, 1.3).
+    #[derive(Default)]
+    pub struct Device {
         #[serde(default)]
         pub device_id: Option<String>,
         #[serde(default)]
@@ -26,6 +25,14 @@ wire! {
         pub agent_build: Option<String>,
         #[serde(default)]
         pub host_role: Option<HostRole>,
+    }
+
+    /// `agent_enroll.php` (1.2).
+    pub struct Enroll {
+        pub token: String,
+        pub hostname: String,
+        #[serde(flatten)]
+        pub device: Device,
     }
 
     /// What a new agent keeps (1.2). The token is shown once.
@@ -124,22 +131,8 @@ wire! {
         pub device_code: Option<String>,
         #[serde(default)]
         pub hostname: Option<String>,
-        #[serde(default)]
-        pub device_id: Option<String>,
-        #[serde(default)]
-        pub install_id: Option<String>,
-        #[serde(default)]
-        pub device_name: Option<String>,
-        #[serde(default)]
-        pub agent_version: Option<String>,
-        #[serde(default)]
-        pub agent_os: Option<String>,
-        #[serde(default)]
-        pub agent_arch: Option<String>,
-        #[serde(default)]
-        pub agent_build: Option<String>,
-        #[serde(default)]
-        pub host_role: Option<HostRole>,
+        #[serde(flatten)]
+        pub device: Device,
     }
 
     /// First answer of `agent_device_code.php`; later ones are `pending`, or as [`Enrolled`].
@@ -182,21 +175,7 @@ wire! {
         pub email: String,
         pub password: String,
         pub hostname: String,
-        #[serde(default)]
-        pub device_id: Option<String>,
-        #[serde(default)]
-        pub install_id: Option<String>,
-        #[serde(default)]
-        pub device_name: Option<String>,
-        #[serde(default)]
-        pub agent_version: Option<String>,
-        #[serde(default)]
-        pub agent_os: Option<String>,
-        #[serde(default)]
-        pub agent_arch: Option<String>,
-        #[serde(default)]
-        pub agent_build: Option<String>,
-        #[serde(default)]
-        pub host_role: Option<HostRole>,
+        #[serde(flatten)]
+        pub device: Device,
     }
 }

@@ -25,6 +25,7 @@ pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod oidc;
+pub mod outgoing;
 pub mod policy;
 pub mod protection;
 pub mod pruning;
@@ -71,6 +72,8 @@ pub struct App {
     pub vault: Vault,
     /// What callers are allowed.
     pub limits: RateLimits,
+    /// Which agents called since that was last written down.
+    pub heard: access::agent::Heard,
     /// What is known of sign-in providers.
     pub oidc: Arc<oidc::Cache>,
     /// What pages that are open listen to.
@@ -155,11 +158,15 @@ pub async fn start(settings: Settings) -> Result<Server> {
             enrolments: Attempts::new(rates.enrolments_per_minute),
             logins: Attempts::new(rates.failed_logins),
         },
+        oidc: Arc::new(oidc::Cache::new(outgoing::Reach {
+            allow_private: settings.allow_private_sign_in,
+            roots_pem: None,
+        })),
         live: live::Hub::default(),
         settings,
         db,
         vault,
-        oidc: Arc::default(),
+        heard: access::agent::Heard::default(),
         address,
         key_pins: identity.key_pin.into_iter().collect(),
     });

@@ -92,7 +92,11 @@ struct Serve {
     #[arg(long)]
     agent_password_login: bool,
 
-    /// Lets this server try endpoints in private networks for tenants.
+    /// Lets people sign in at providers in private networks, and on this machine.
+    #[arg(long)]
+    allow_private_sign_in: bool,
+
+    /// Lets this server try endpoints in private networks for tenants, and for clients where there are several.
     #[arg(long)]
     allow_private_endpoints: bool,
 
@@ -210,6 +214,7 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
         trusted_proxies: options.trusted_proxy,
         agent_password_login: options.agent_password_login,
         allow_private_endpoints: options.allow_private_endpoints,
+        allow_private_sign_in: options.allow_private_sign_in,
         mail,
         allow_private_webhooks: options.allow_private_webhooks,
         webhook_roots_pem: roots.transpose()?,

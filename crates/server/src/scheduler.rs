@@ -3,6 +3,7 @@
 //! Each piece of work is safe to do twice: a slot is a row with a unique key, and the rest are conditional updates.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use control_api::words::TriggerType;
 use jiff::Timestamp;
@@ -26,23 +27,30 @@ use crate::store::{Row, Tx, Value};
 use crate::vm_status;
 
 /// Protection states are computed anew after so many ticks.
-const STATUS_TICKS: u64 = 15;
+const STATUS_TICKS: u32 = 15;
+/// And take at most such a part of the time, however many VMs there are: calls are answered meanwhile.
+const STATUS_PART: u32 = 20;
 
 /// Works until it is stopped.
 pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
-    let mut ticks = 0;
+    let mut states_due = Instant::now();
     loop {
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(app.settings.tick) => {}
         }
-        if let Err(failure) = tick(&app, ticks % STATUS_TICKS == 0).await {
+        let begun = Instant::now();
+        let with_states = begun >= states_due;
+        let done = tick(&app, with_states).await;
+        if with_states {
+            states_due = begun + (app.settings.tick * STATUS_TICKS).max(begun.elapsed() * STATUS_PART);
+        }
+        if let Err(failure) = done {
             match failure.cause {
                 Some(cause) => error!("scheduler: {cause}"),
                 None => error!("scheduler: {}", failure.message),
             }
         }
-        ticks += 1;
     }
 }
 
@@ -62,6 +70,7 @@ pub async fn tick(app: &App, with_states: bool) -> Result<(), Failure> {
 
 async fn look(app: &App, with_states: bool) -> Result<(), Failure> {
     let now = app.clock.now();
+    app.heard.write(app, now).await?;
     start_due(app, now).await?;
     end::fail_silent(app, now).await?;
     agent_api::commands::expire(app, now).await?;

@@ -37,9 +37,13 @@ pub struct Settings {
     pub webhook_roots_pem: Option<String>,
     /// Starts of different agents are spread over so many seconds (spec control-api 4.4).
     pub jitter_secs: i64,
+    /// Whether sign-in providers may lie on this machine, there also without TLS, and in private networks (spec control-api
+    /// 10.2).
+    pub allow_private_sign_in: bool,
     /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
     pub agent_password_login: bool,
-    /// Whether endpoints that a tenant names may lie in private networks (spec control-api 10.2).
+    /// Whether this server tries endpoints in private networks that tenants name, or clients where there are several (spec
+    /// control-api 10.2).
     pub allow_private_endpoints: bool,
     /// The clock.
     pub clock: Clock,
@@ -98,6 +102,7 @@ impl Settings {
             allow_private_webhooks: false,
             webhook_roots_pem: None,
             jitter_secs: 60,
+            allow_private_sign_in: false,
             agent_password_login: false,
             allow_private_endpoints: false,
             clock: Clock::default(),

@@ -43,10 +43,11 @@ pub struct Identity {
     pub key_pin: Option<String>,
 }
 
-/// The certificate and key in that folder; made at the first start, for those names.
+/// The certificate and key in that folder; made at the first start, for those names. Where only the certificate is missing,
+/// another one is made for the key: agents that were enrolled by fingerprint know the key, and go on.
 pub fn identity(data: &Path, names: &[String]) -> Result<Identity> {
     let (certificate_path, key_path) = (data.join("server.crt"), data.join("server.key"));
-    if !certificate_path.exists() && !key_path.exists() {
+    if !certificate_path.exists() {
         make(&certificate_path, &key_path, names).context("make a certificate")?;
     }
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
@@ -74,7 +75,11 @@ pub fn identity(data: &Path, names: &[String]) -> Result<Identity> {
 }
 
 fn make(certificate_path: &Path, key_path: &Path, names: &[String]) -> Result<()> {
-    let key = KeyPair::generate()?;
+    let key = match fs::read_to_string(key_path) {
+        Ok(pem) => KeyPair::from_pem(&pem).with_context(|| format!("read the key in {}", key_path.display()))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => KeyPair::generate()?,
+        Err(error) => return Err(error).with_context(|| format!("read the key in {}", key_path.display())),
+    };
     let mut params = CertificateParams::new(names.to_vec())?;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "e3-server");

@@ -2,11 +2,15 @@
 
 use control_api::Object;
 use control_api::run::Destination;
+use jiff::Timestamp;
 
 use crate::args;
 use crate::failure::Failure;
-use crate::secret::Vault;
+use crate::secret::{self, Vault};
 use crate::store::{Row, Tx};
+
+/// What the key of a destination is called among the secrets.
+pub const STORE_KEY: &str = "s3_secret_key";
 
 /// The wrapped keys of a job.
 #[derive(Debug)]
@@ -39,6 +43,41 @@ pub fn repository_aad(repository: &str, key_version: i64) -> String {
     format!("repository {repository} key {key_version}")
 }
 
+/// Wraps a secret of a client and keeps it; its id. `aad` is the place that it is bound to.
+pub async fn keep(
+    tx: &mut Tx,
+    vault: &Vault,
+    client: i64,
+    kind: &str,
+    aad: &str,
+    secret: &str,
+    now: Timestamp,
+) -> Result<i64, Failure> {
+    let columns = [
+        ("client_id", client.into()),
+        ("kind", kind.into()),
+        ("wrapped", vault.wrap(aad, secret)?.into()),
+        ("wrap_alg", secret::WRAP_ALGORITHM.into()),
+        ("kek_ref", vault.key_ref.clone().into()),
+        ("key_version", 1_i64.into()),
+        ("aad", aad.into()),
+        ("created_at", now.into()),
+    ];
+    Ok(tx.insert("s3_secrets", &columns).await?)
+}
+
+/// A secret that was kept, in clear.
+pub async fn kept(tx: &mut Tx, vault: &Vault, id: i64) -> Result<String, Failure> {
+    let (aad, wrapped) = wrapped(tx, id).await?;
+    Ok(vault.unwrap(&aad, &wrapped)?)
+}
+
+async fn wrapped(tx: &mut Tx, id: i64) -> Result<(String, Vec<u8>), Failure> {
+    let row = tx.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![id]).await?;
+    let row = row.ok_or_else(|| Failure::internal("a secret that is gone"))?;
+    Ok((row.text("aad")?, row.bytes("wrapped")?))
+}
+
 /// The keys of that job's destination and repository.
 pub async fn keys_of_job(tx: &mut Tx, job: &Row) -> Result<Keys, Failure> {
     keys(tx, job.opt_int("dest_bucket_id")?, job.opt_text("repository_id")?).await
@@ -51,9 +90,7 @@ pub async fn keys(tx: &mut Tx, destination: Option<i64>, repository: Option<Stri
         let sql = "SELECT * FROM s3_cloudbackup_destinations WHERE id = ? AND is_active = 1";
         let row = tx.row(sql, args![id]).await?.ok_or_else(|| Failure::internal("a destination that is gone"))?;
         if let Some(secret) = row.opt_int("secret_id")? {
-            let wrapped = tx.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![secret]).await?;
-            let wrapped = wrapped.ok_or_else(|| Failure::internal("a secret that is gone"))?;
-            keys.secret = Some((wrapped.text("aad")?, wrapped.bytes("wrapped")?));
+            keys.secret = Some(wrapped(tx, secret).await?);
         }
         keys.destination = Some(row);
     }

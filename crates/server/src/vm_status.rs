@@ -88,9 +88,11 @@ pub async fn refresh_all(app: &App, now: Timestamp) -> Result<(), Failure> {
 
 async fn gather(tx: &mut Tx, client: i64, now: Timestamp) -> Result<BTreeMap<String, Vm>, Failure> {
     let mut vms: BTreeMap<String, Vm> = BTreeMap::new();
-    let mut candidates = Vec::new();
+    let mut candidates: BTreeMap<i64, Vec<selection::Candidate>> = BTreeMap::new();
     // The newest report of a VM is of the host that has it now.
-    let sql = "SELECT * FROM s3_host_vms WHERE client_id = ? ORDER BY missing_since IS NULL, last_seen_at, id";
+    let sql = "SELECT vm_guid, vm_name, tenant_id, agent_id, last_seen_at, missing_since, backupable, tags_json, \
+               not_backupable_reason, excluded_at, excluded_reason FROM s3_host_vms WHERE client_id = ? \
+               ORDER BY missing_since IS NULL, last_seen_at, id";
     for row in tx.rows(sql, args![client]).await? {
         let guid = row.text("vm_guid")?;
         let vm = vms.entry(guid).or_default();
@@ -105,7 +107,7 @@ async fn gather(tx: &mut Tx, client: i64, now: Timestamp) -> Result<BTreeMap<Str
         vm.facts.obstacle = (!row.flag("backupable")?).then_some(obstacle);
         let why = row.opt_text("excluded_reason")?.filter(|why| !why.is_empty());
         vm.facts.exclusion = row.opt_time("excluded_at")?.map(|_| why.unwrap_or_else(|| "by a person".into()));
-        candidates.push((row.int("agent_id")?, selection::candidate(&row)?));
+        candidates.entry(row.int("agent_id")?).or_default().push(selection::candidate(&row)?);
     }
     take(tx, client, &mut vms, &candidates, now).await?;
     stored(tx, client, &mut vms).await?;
@@ -122,7 +124,7 @@ async fn take(
     tx: &mut Tx,
     client: i64,
     vms: &mut BTreeMap<String, Vm>,
-    candidates: &[(i64, selection::Candidate)],
+    candidates: &BTreeMap<i64, Vec<selection::Candidate>>,
     now: Timestamp,
 ) -> Result<(), Failure> {
     let members = "SELECT m.group_id, m.agent_id FROM s3_host_group_members m \
@@ -131,7 +133,8 @@ async fn take(
     for row in tx.rows(members, args![client]).await? {
         groups.entry(row.int("group_id")?).or_default().insert(row.int("agent_id")?);
     }
-    let sql = "SELECT * FROM s3_hyperv_vms WHERE client_id = ? AND vm_guid IS NOT NULL";
+    let sql = "SELECT job_id, vm_guid, vm_name, tenant_id, agent_id, backup_enabled FROM s3_hyperv_vms \
+               WHERE client_id = ? AND vm_guid IS NOT NULL";
     let mut rows: BTreeMap<(i64, String), bool> = BTreeMap::new();
     for row in tx.rows(sql, args![client]).await? {
         let guid = row.text("vm_guid")?;
@@ -153,10 +156,10 @@ async fn take(
             None => jobs::plan_of(&job)?.target(now),
         };
         let (agent, group) = (job.opt_int("agent_id")?, job.opt_int("host_group_id")?);
-        let is_of = |host: i64| {
-            agent == Some(host) || group.and_then(|group| groups.get(&group)).is_some_and(|hosts| hosts.contains(&host))
-        };
-        for (host, candidate) in candidates.iter().filter(|(host, _)| is_of(*host)) {
+        let mut hosts = group.and_then(|group| groups.get(&group).cloned()).unwrap_or_default();
+        hosts.extend(agent);
+        let there = hosts.iter().filter_map(|host| Some((host, candidates.get(host)?)));
+        for (host, candidate) in there.flat_map(|(host, vms)| vms.iter().map(move |vm| (host, vm))) {
             let is_enabled = rows.get(&(id, candidate.guid.clone())).copied().unwrap_or(true);
             if !is_enabled || !wanted.decide(candidate).0 {
                 continue;

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::database::Database;
 use support::{As, TestServer, at_once, eventually};
@@ -258,4 +260,30 @@ fn a_waiting_poll_is_told_at_once_and_events_are_counted_once() {
         server.count("SELECT COUNT(*) FROM s3_cloudbackup_run_events WHERE message_id = 'EVENTS_TRUNCATED'") == 1
     });
     server.stop();
+}
+
+#[test]
+fn a_call_that_brings_nothing_new_is_written_down_with_all_others_of_its_second() {
+    for database in Database::each() {
+        // The background does nothing meanwhile.
+        let server = TestServer::with(&database, |settings| settings.tick = Duration::from_secs(3600));
+        let owner = server.token(&server.set_up());
+        let agents: Vec<As> = (0..5).map(|at| server.agent(&owner, &format!("HV{at}"), None)).collect();
+        let poll = || agents.iter().for_each(|agent| drop(server.get(agent, "agent_poll.php", &json!({})).ok()));
+        let online = || {
+            let listed = server.get(&owner, "e3backup_agent_list.php", &json!({})).ok();
+            listed["agents"].as_array().expect("agents").iter().filter(|agent| agent["is_online"] == true).count()
+        };
+        poll();
+        server.pass(1.0);
+        assert_eq!(online(), 0, "{database:?}");
+        let before = server.app().db.query_count();
+        poll();
+        let asked = server.app().db.query_count() - before;
+        assert_eq!(asked, 5 * 2, "{database:?}: who it is, and what there is");
+        assert_eq!(online(), 0, "{database:?}");
+        server.tick();
+        assert_eq!(online(), 5, "{database:?}");
+        server.stop();
+    }
 }

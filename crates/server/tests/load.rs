@@ -1,7 +1,14 @@
 //! A thousand agents, ten thousand VMs, two hundred thousand points (console 6): what polls and lists take meanwhile.
+//!
+//! The server is `e3-server`, built as this test is: `cargo test --release -p server --test load -- --ignored --nocapture`
+//! gives the figures that count.
 
 mod support;
 
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -48,7 +55,7 @@ fn furnish(server: &TestServer, owner: &As) -> Vec<As> {
     let repository: Value = job["repository_id"].as_str().map(str::to_owned).into();
     let client: Value = server.count("SELECT id FROM s3_clients").into();
     let token = |at: usize| format!("agt_load_{at}");
-    let (first_agent, first_job, first_vm, first_run) = (10_000, 10_000, 100_000, 100_000);
+    let (first_agent, first_job, first_vm, first_run, first_point) = (10_000, 10_000, 100_000, 100_000, 1_000_000);
     let agents = (0..AGENTS).map(|at| {
         vec![
             id(first_agent + at),
@@ -165,9 +172,10 @@ fn furnish(server: &TestServer, owner: &As) -> Vec<As> {
         let points = (0..vms).map(|at| {
             let (agent, name) = vm(at);
             vec![
+                id(first_point + day * vms + at),
                 id(first_vm + at),
                 id(first_run + agent * POINTS_PER_VM + day),
-                "Full".into(),
+                if day + 1 == POINTS_PER_VM { "Full" } else { "Incremental" }.into(),
                 format!("m-{at}-{day}").into(),
                 ago(day * 24 + 2),
                 client.clone(),
@@ -181,10 +189,13 @@ fn furnish(server: &TestServer, owner: &As) -> Vec<As> {
         insert(
             server,
             "s3_hyperv_backup_points",
-            "vm_id, run_id, backup_type, manifest_id, created_at, client_id, \
+            "id, vm_id, run_id, backup_type, manifest_id, created_at, client_id, \
             repository_id, vm_guid, vm_name, agent_id, snapshot_time",
             points.collect(),
         );
+        let disks =
+            (0..vms).map(|at| vec![id(first_point + day * vms + at), "disk".into(), "C:\\vms\\disk.vhdx".into()]);
+        insert(server, "s3_hyperv_backup_point_disks", "backup_point_id, virtual_disk_id, disk_path", disks.collect());
     }
     (0..AGENTS)
         .map(|at| As::Agent { id: i64::try_from(first_agent + at).expect("small"), token: token(at), boot: "b".into() })
@@ -196,20 +207,83 @@ fn p99(mut times: Vec<Duration>) -> Duration {
     times[(times.len() * 99 / 100).min(times.len() - 1)]
 }
 
+/// The server as it is installed, in a process of its own, on a database that was furnished before.
+struct Serving {
+    process: Child,
+    http: ureq::Agent,
+    base: String,
+}
+
+impl Serving {
+    fn start(folder: &Path, database: &Database, http: ureq::Agent) -> Serving {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listen = free.local_addr().expect("its address").to_string();
+        drop(free);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_e3-server"));
+        // A thousand addresses, not one, as a proxy would say of them.
+        command.args(["serve", "--listen", &listen, "--trusted-proxy", "127.0.0.1", "--data"]).arg(folder);
+        if let Some(address) = database.address() {
+            command.env("E3_SERVER_DATABASE", address);
+        }
+        let log = File::create(folder.join("log")).expect("a log");
+        let began = Instant::now();
+        let process = command.env("E3_LOG", "warn").stdout(Stdio::null()).stderr(log).spawn().expect("the server");
+        let serving = Serving { process, http, base: format!("https://{listen}/") };
+        while TcpStream::connect(&listen).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the server does not come up");
+            thread::sleep(Duration::from_millis(10));
+        }
+        println!("{database:?}: serves {:?} after its start (budget 1 s)", began.elapsed());
+        serving
+    }
+
+    fn get(&self, path: &str, from: usize, headers: &[(&str, &str)]) {
+        let mut request = self.http.get(format!("{}{path}", self.base));
+        request = request.header("x-forwarded-for", format!("10.0.{}.{}", from / 250, from % 250 + 1));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.call().unwrap_or_else(|error| panic!("{path}: {error}"));
+        let body = response.body_mut().read_to_string().unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(response.status() == 200 && body.contains("\"success\":true"), "{path}: {} {body}", response.status());
+    }
+
+    /// MiB that it has now, and had at most.
+    fn memory(&self) -> (u64, u64) {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap_or_default();
+        let mib = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
+        };
+        (mib("VmRSS:"), mib("VmHWM:"))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn loaded(database: &Database) {
-    let server = TestServer::with(database, |settings| {
-        settings.tick = Duration::from_secs(1);
-        settings.long_poll = Duration::from_secs(25);
-    });
+    let server = TestServer::start(database);
     let session = server.set_up();
-    let owner = server.token(&session);
+    let As::Token(owner) = server.token(&session) else { panic!("a token") };
     let started = Instant::now();
-    let agents = furnish(&server, &owner);
+    let agents = furnish(&server, &As::Token(owner.clone()));
     let furnished = started.elapsed();
     let started = Instant::now();
     server.tick();
     println!("{database:?}: furnished in {furnished:?}; all states and alerts in {:?}", started.elapsed());
     assert_eq!(server.count("SELECT COUNT(*) FROM vm_status") / 10_000, 1, "every VM has a state");
+    let started = Instant::now();
+    server.tick();
+    println!("{database:?}: the same with nothing to change in {:?}", started.elapsed());
+    let (folder, http) = server.make_way();
+    let server = Serving::start(folder.path(), database, http);
+    println!("{database:?}: {} MiB at first", server.memory().0);
+    let bearer = format!("Bearer {owner}");
     let ends = Instant::now() + LASTS;
     let (polls, pages) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let is_over = AtomicBool::new(false);
@@ -226,14 +300,20 @@ fn loaded(database: &Database) {
                         return;
                     }
                     thread::sleep(due.saturating_duration_since(Instant::now()));
+                    let As::Agent { id, token, .. } = &agents[at % AGENTS] else { panic!("an agent") };
+                    let headers = [("x-agent-id", id.to_string()), ("x-agent-token", token.clone())];
                     let began = Instant::now();
-                    server.get(&agents[at % AGENTS], "agent_poll.php", &json!({"long_poll": 0})).ok();
+                    server.get(
+                        "api/agent_poll.php?long_poll=0",
+                        at % AGENTS,
+                        &headers.each_ref().map(|(k, v)| (*k, v.as_str())),
+                    );
                     polls.lock().expect("lock").push(began.elapsed());
                 }
             });
         }
         for reader in 0..4 {
-            let (server, owner, pages, is_over) = (&server, &owner, &pages, &is_over);
+            let (server, bearer, pages, is_over) = (&server, &bearer, &pages, &is_over);
             scope.spawn(move || {
                 let lists = [
                     "cloudbackup_vms.php",
@@ -249,10 +329,13 @@ fn loaded(database: &Database) {
                         return;
                     }
                     let name = lists[turn % lists.len()];
-                    let query =
-                        if name == "cloudbackup_dashboard.php" { json!({}) } else { json!({"offset": turn % 900}) };
+                    let window = match name {
+                        "cloudbackup_dashboard.php" => String::new(),
+                        "e3backup_run_list.php" => format!("?page={}", turn % 100 + 1),
+                        _ => format!("?offset={}", turn % 900),
+                    };
                     let began = Instant::now();
-                    server.get(owner, name, &query).ok();
+                    server.get(&format!("api/{name}{window}"), 2000 + reader, &[("authorization", bearer)]);
                     pages.lock().expect("lock").push((name, began.elapsed()));
                     thread::sleep(Duration::from_millis(250));
                 }
@@ -262,7 +345,7 @@ fn loaded(database: &Database) {
         is_over.store(true, Ordering::Relaxed);
     });
     let (polls, pages) = (polls.into_inner().expect("lock"), pages.into_inner().expect("lock"));
-    let memory = server::metrics::resident_bytes().unwrap_or(0) >> 20;
+    let (memory, most) = server.memory();
     println!("{database:?}: {} polls, p99 {:?} (budget 100 ms)", polls.len(), p99(polls.clone()));
     let all = pages.iter().map(|(_, took)| *took).collect::<Vec<_>>();
     println!("{database:?}: {} list pages, p99 {:?} (budget 300 ms)", all.len(), p99(all));
@@ -273,9 +356,8 @@ fn loaded(database: &Database) {
         let times: Vec<Duration> = pages.iter().filter(|(other, _)| *other == name).map(|(_, took)| *took).collect();
         println!("  {name}: {} times, p99 {:?}", times.len(), p99(times));
     }
-    println!("{database:?}: server and callers together {memory} MiB");
+    println!("{database:?}: the server has {memory} MiB, {most} MiB at most");
     assert!(polls.len() > AGENTS * 3, "only {} polls were made in {LASTS:?}", polls.len());
-    server.stop();
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -104,7 +105,7 @@ fn claims(email: &str, groups: &[&str]) -> Value {
 #[test]
 fn people_of_a_provider_have_the_role_of_their_groups() {
     for database in Database::each() {
-        let server = TestServer::start(&database);
+        let server = TestServer::with(&database, |settings| settings.allow_private_sign_in = true);
         let redirect_uri = format!("{}/oidc", server.origin);
         let Some(provider) = Provider::start_or_skip(&redirect_uri) else { return };
         let owner = server.token(&server.set_up());
@@ -170,7 +171,7 @@ fn people_of_a_provider_have_the_role_of_their_groups() {
 
 #[test]
 fn an_answer_serves_once_in_the_browser_that_asked() {
-    let server = TestServer::start(&Database::Sqlite);
+    let server = TestServer::with(&Database::Sqlite, |settings| settings.allow_private_sign_in = true);
     let redirect_uri = format!("{}/oidc", server.origin);
     let Some(provider) = Provider::start_or_skip(&redirect_uri) else { return };
     let owner = server.token(&server.set_up());
@@ -236,5 +237,33 @@ fn an_answer_serves_once_in_the_browser_that_asked() {
     drop(provider);
     server.pass(1.1);
     begin(&server, "staff").1.refused(409, "conflict");
+    server.stop();
+}
+
+#[test]
+fn a_provider_nearby_is_asked_only_where_the_operator_allows_it() {
+    let server = TestServer::start(&Database::Sqlite);
+    let owner = server.token(&server.set_up());
+    // Whoever listens here hears of every call.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("its mode");
+    let port = listener.local_addr().expect("its address").port();
+    let provider = |slug: &str, issuer: &str| json!({"name": slug, "slug": slug, "issuer": issuer, "oidc_client_id": "e3", "mapping": []});
+    for issuer in [
+        format!("http://127.0.0.1:{port}"),
+        format!("https://127.0.0.1:{port}"),
+        format!("http://localhost:{port}"),
+        format!("https://[::1]:{port}"),
+        "https://169.254.169.254".to_owned(),
+        "https://10.0.0.1".to_owned(),
+    ] {
+        let refused = server.post(&owner, "e3backup_oidc_save.php", &provider("near", &issuer));
+        refused.refused(422, "validation_failed");
+    }
+    // A name may lead anywhere: that is seen only when it is asked.
+    let named = provider("named", &format!("https://localhost:{port}"));
+    server.post(&owner, "e3backup_oidc_save.php", &named).ok();
+    begin(&server, "named").1.refused(409, "conflict");
+    assert!(listener.accept().is_err(), "it was called");
     server.stop();
 }

@@ -295,6 +295,41 @@ fn with_four_eyes_nothing_goes_without_a_second_administrator() {
 }
 
 #[test]
+fn a_restore_over_a_vm_needs_what_a_deletion_needs() {
+    for database in Database::each() {
+        let Destructible { server, owner, point, .. } = destructible(&database);
+        let restore = |who: &As, overwrites: bool| {
+            let options = json!({"overwrite_existing": overwrites});
+            let asked = json!({"backup_point_id": point, "restore_options": options});
+            server.post(who, "cloudbackup_hyperv_start_restore.php", &asked)
+        };
+        let queued = || server.count("SELECT COUNT(*) FROM s3_cloudbackup_run_commands WHERE type = 'hyperv_restore'");
+        let admin = server.person(&owner, "admin@example.com", "admin", None);
+        restore(&admin, true).refused(403, "mfa_required");
+        assert_eq!(queued(), 0, "{database:?}");
+        restore(&admin, false).ok();
+        let (admin, ..) = enrol(&server, &admin);
+        restore(&admin, true).ok();
+        assert_eq!(queued(), 2, "{database:?}");
+        server.pass(5.1 / 60.0);
+        restore(&admin, true).refused(403, "mfa_required");
+
+        let owner = server.token(&owner);
+        server.post(&owner, "cloudbackup_settings.php", &json!({"four_eyes": true})).ok();
+        let other = server.person(&owner, "other@example.com", "admin", None);
+        let (other, ..) = enrol(&server, &other);
+        let reply = restore(&owner, true);
+        assert_eq!((reply.status, &reply.body["status"]), (202, &json!("pending")), "{}", reply.body);
+        assert_eq!(queued(), 2, "{database:?}: nothing happened yet");
+        let consent = json!({"approval_id": reply.body["approval_id"], "approve": true});
+        let done = server.post(&other, "cloudbackup_approval_decide.php", &consent).ok();
+        assert!(done["restore_run_id"].is_number(), "{done}");
+        assert_eq!(queued(), 3, "{database:?}");
+        server.stop();
+    }
+}
+
+#[test]
 fn an_agent_is_enrolled_by_a_code_that_an_administrator_types() {
     for database in Database::each() {
         let server = TestServer::start(&database);

@@ -27,10 +27,10 @@ use super::client::{Backoff, CallError, Client};
 use super::enrolment::Enrolment;
 use super::outbox::{Outbox, Record};
 use super::work::{Work, put};
-use super::{backups, commands, inventory, operations, protected, results};
+use super::{backups, clock, commands, inventory, operations, protected, rates, results};
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};
-use crate::limits::{Limits, Throttles};
+use crate::limits::{Limits, Throttle, Throttles};
 use crate::service::{Control, EventKind, Events};
 
 /// Runs at a time; the server allows fewer, or more agents.
@@ -45,6 +45,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(5 * 60);
 const SHUT_OUT_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How long the last words may take when the agent ends; what is not told by then is told at the next start.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The clocks are compared this often, and at the start.
+const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(3600);
 /// A token is changed after so long (1.6).
 const ROTATE_AFTER: jiff::SignedDuration = jiff::SignedDuration::from_hours(90 * 24);
 
@@ -60,6 +62,10 @@ pub struct Managed<'a> {
     pub folder: PathBuf,
     /// Limits of this process, shared by all runs.
     pub throttles: Throttles,
+    /// Limits of jobs, by their ids: what is changed there holds for the runs that go on.
+    of_jobs: Mutex<BTreeMap<i64, Throttle>>,
+    /// This machine's clock beside the server's.
+    pub skew: clock::Skew,
     /// Who may stop it.
     pub control: &'a Control,
     events: &'a dyn Events,
@@ -85,6 +91,9 @@ struct Loop<'m, 'a> {
     is_connected: Option<bool>,
     /// Runs of a former process may wait for this one.
     may_have_unfinished: bool,
+    /// Of the server's settings for this agent, as the last answer had it.
+    config_epoch: Option<i64>,
+    compared_at: Option<Instant>,
     looked_at: Option<Instant>,
     reported_at: Option<Instant>,
     reported: String,
@@ -106,6 +115,8 @@ pub fn run(
         outbox: Outbox::open(&waiting).attempt("open the outbox", waiting.display().to_string())?,
         folder,
         throttles: Throttles::new(&context.limits()),
+        of_jobs: Mutex::default(),
+        skew: clock::Skew::default(),
         control,
         events,
         runs: Mutex::default(),
@@ -151,6 +162,8 @@ impl<'m, 'a> Loop<'m, 'a> {
             backoff: Backoff::default(),
             is_connected: None,
             may_have_unfinished: true,
+            config_epoch: None,
+            compared_at: None,
             looked_at: None,
             reported_at: None,
             reported: String::new(),
@@ -175,6 +188,11 @@ impl<'m, 'a> Loop<'m, 'a> {
             if is_time && self.is_connected != Some(false) {
                 self.report_host();
             }
+            let is_time = self.compared_at.is_none_or(|at| at.elapsed() >= COMPARE_CLOCKS_EVERY);
+            if is_time && self.is_connected == Some(true) {
+                self.compared_at = Some(Instant::now());
+                scope.spawn(move || clock::compare(managed));
+            }
             if !self.is_polling && self.poll_at <= Instant::now() {
                 self.poll();
             }
@@ -194,7 +212,10 @@ impl<'m, 'a> Loop<'m, 'a> {
         let (client, send) = (self.managed.client.clone(), self.send.clone());
         let active = self.managed.active_commands();
         // While runs go on their reports bring the news; a long poll is for an agent that waits.
-        let query = format!("long_poll=1&active_commands={active}&busy={}", u8::from(self.managed.is_busy()));
+        let mut query = format!("long_poll=1&active_commands={active}&busy={}", u8::from(self.managed.is_busy()));
+        if let Some(epoch) = self.config_epoch {
+            query += &format!("&config_epoch={epoch}");
+        }
         std::thread::spawn(move || {
             let answer = client.get::<PollAnswer>("agent_poll.php", &query).map(|answer| answer.body);
             // Nobody waits for it any more when the agent ends.
@@ -212,6 +233,10 @@ impl<'m, 'a> Loop<'m, 'a> {
             if let Some(work) = lock(&managed.runs).get(run).cloned() {
                 work.ask_cancel();
             }
+        }
+        // At first there is nothing whose limits could have changed.
+        if self.config_epoch.replace(answer.config_epoch).is_some_and(|former| former != answer.config_epoch) {
+            scope.spawn(move || managed.follow_limits());
         }
         let mut has_begun = false;
         for command in answer.commands {
@@ -464,16 +489,35 @@ impl Managed<'_> {
 
     /// Limits of a job, under those of this machine.
     pub fn throttles_of(&self, run: &Run) -> Throttles {
-        let mut limits = Limits::default();
-        let throttle = run.throttle_json.as_ref();
-        let rate = |key: &str| throttle.and_then(|throttle| throttle[key].as_u64()).filter(|rate| *rate > 0);
-        let kilobytes = u64::try_from(run.local_bandwidth_limit_kbps).unwrap_or(0).saturating_mul(1000);
-        let upload = [rate("upload_bytes_per_sec"), Some(kilobytes).filter(|rate| *rate > 0)];
-        if let Some(rate) = upload.into_iter().flatten().min() {
-            limits.set_upload(rate);
+        let limits =
+            rates::limits(run.throttle_json.as_ref().and_then(|json| json.as_object()), run.local_bandwidth_limit_kbps);
+        let control_api::id::Id::Number(job) = run.job_id else { return self.throttles.with_job(&limits) };
+        let mut of_jobs = lock(&self.of_jobs);
+        let throttle = of_jobs.entry(job).or_insert_with(|| Throttle::new(Limits::default()));
+        throttle.change(limits);
+        self.throttles.with(throttle.clone())
+    }
+
+    /// Something was changed on the server: limits of jobs that run here hold from now on (4.6).
+    fn follow_limits(&self) {
+        if lock(&self.of_jobs).is_empty() {
+            return;
         }
-        limits.set_others(rate("download_bytes_per_sec"), rate("read_bytes_per_sec"));
-        self.throttles.with_job(&limits)
+        let jobs = match self.client.get::<serde_json::Value>("agent_fetch_jobs.php", "") {
+            Ok(answer) => answer.body["jobs"].as_array().cloned().unwrap_or_default(),
+            // The next run brings them.
+            Err(error) => return tracing::info!(%error, "changed limits cannot be had"),
+        };
+        for job in jobs {
+            let limits = rates::limits(
+                job["throttle_json"].as_object(),
+                job["local_bandwidth_limit_kbps"].as_i64().unwrap_or(0),
+            );
+            let throttle = job["id"].as_i64().and_then(|id| lock(&self.of_jobs).get(&id).cloned());
+            if let Some(throttle) = throttle {
+                throttle.change(limits);
+            }
+        }
     }
 
     /// What is on the host now.
@@ -511,7 +555,8 @@ impl Managed<'_> {
         }
     }
 
-    fn agent_event(&self, level: &str, code: &str, params: serde_json::Value) {
+    /// Tells the server something about this agent.
+    pub fn agent_event(&self, level: &str, code: &str, params: serde_json::Value) {
         let event = AgentEvent {
             code: code.to_owned(),
             source: Some("agent".to_owned()),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use backup::HostState;
-use control_api::enrolment::{Enroll, Enrolled};
+use control_api::enrolment::{Device, Enroll, Enrolled};
 use control_api::words::HostRole;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -102,7 +102,7 @@ pub fn enroll(global: Global, arguments: &EnrollArgs) -> Result<Outcome, Failure
         .body;
     let enrolment = Enrolment {
         api_base_url: base_url(&server, &enrolled.api_base_url),
-        trust,
+        trust: trust.with_keys(enrolled.server_key_pins),
         agent_id: enrolled.agent_id,
         agent_uuid: enrolled.agent_uuid.clone(),
         install_id,
@@ -143,15 +143,17 @@ fn request(host: &OpenHost, state: &HostState, install_id: &str, token: &str, ar
     Enroll {
         token: token.to_owned(),
         hostname: host.name.clone(),
-        // The same for as long as the host's journals are: a host that enrols again is the same agent.
-        device_id: Some(state.agent_id().to_owned()),
-        install_id: Some(install_id.to_owned()),
-        device_name: arguments.name.clone(),
-        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        agent_os: Some(std::env::consts::OS.to_owned()),
-        agent_arch: Some(std::env::consts::ARCH.to_owned()),
-        agent_build: None,
-        host_role: Some(HostRole::HypervHost),
+        device: Device {
+            // The same for as long as the host's journals are: a host that enrols again is the same agent.
+            device_id: Some(state.agent_id().to_owned()),
+            install_id: Some(install_id.to_owned()),
+            device_name: arguments.name.clone(),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            agent_os: Some(std::env::consts::OS.to_owned()),
+            agent_arch: Some(std::env::consts::ARCH.to_owned()),
+            agent_build: None,
+            host_role: Some(HostRole::HypervHost),
+        },
     }
 }
 
@@ -265,7 +267,7 @@ mod tests {
         let fingerprint = Fingerprint::parse(&"ab".repeat(32)).unwrap();
         let enrolment = Enrolment {
             api_base_url: "https://backup.example.com/api".into(),
-            trust: Trust::Certificate(fingerprint),
+            trust: Trust::Certificate(fingerprint).with_keys(vec!["pin".into()]),
             agent_id: 7,
             agent_uuid: "u".into(),
             install_id: "i".into(),

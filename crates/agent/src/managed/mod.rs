@@ -2,7 +2,7 @@
 //!
 //! [`enroll`] makes a host an agent; afterwards [`run`] takes the place of the configuration's jobs. `agent` is the loop:
 //! polls, claims, threads. `backups` is a backup run, with the machinery of `batch` and the `backup` crate; `commands`,
-//! `vm_restores` and `operations` are what else is asked for. `work` is what the hands on one run share, and its
+//! `vm_restores` and `operations` are what else is asked for; `rates` and `clock` are what all of them keep to. `work` is what the hands on one run share, and its
 //! reports; `results` and `inventory` say things in the contract's words.
 //!
 //! What must reach the server goes through `outbox`, on disk; what is only of interest now is sent once. Nothing that a
@@ -15,6 +15,7 @@
 mod agent;
 mod backups;
 mod client;
+mod clock;
 mod commands;
 mod durable;
 mod enrolment;
@@ -22,6 +23,7 @@ mod inventory;
 mod operations;
 mod outbox;
 mod protected;
+mod rates;
 mod results;
 mod store;
 mod trust;

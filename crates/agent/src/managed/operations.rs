@@ -63,6 +63,7 @@ fn named(operation: &RepoOperation, repo: &Repository) -> Result<Vec<Point>, Fai
 
 /// All of them go, or none: what the repository holds, or the last sound point of a VM, stays whatever the server says.
 fn delete(managed: &Managed<'_>, operation: &RepoOperation) -> Result<Value, Failure> {
+    managed.skew.check("delete points")?;
     let repo = open(managed, operation)?;
     let ids: Vec<String> = named(operation, &repo)?.into_iter().map(|point| point.id).collect();
     if ids.is_empty() {

@@ -185,6 +185,7 @@ pub fn error_code(code: Code) -> &'static str {
         Code::NotFound | Code::Ambiguous => "VM_NOT_FOUND",
         Code::NotBackupable => "VM_BAD_STATE",
         Code::Busy => "VM_BUSY",
+        Code::ClockSkew => "CLOCK_SKEW",
         Code::MergeStuck => "MERGE_STUCK",
         Code::HostAccessDenied => "ACCESS_DENIED",
         Code::HostDiskFull => "HOST_DISK_FULL",

@@ -2,16 +2,20 @@
 //!
 //! Verification cannot be switched off. What it goes by is chosen at the enrolment: public authorities, a certificate
 //! of one's own authority, or the SHA-256 of the server's certificate, which then counts whatever name the server is
-//! called by.
+//! called by. A certificate that is renewed for the key of the one that was chosen is the server's as well: the server
+//! named its key when it enrolled this agent (`server_key_pins`).
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned, version::TLS13,
 };
@@ -31,6 +35,24 @@ pub enum Trust {
     Authority(String),
     /// The one certificate with this SHA-256.
     Certificate(Fingerprint),
+    /// The same, or a later certificate for one of the server's keys.
+    Server {
+        /// Of the certificate.
+        fingerprint: Fingerprint,
+        /// Base64 of the SHA-256 of public keys (SPKI).
+        keys: Vec<String>,
+    },
+}
+
+impl Trust {
+    /// Trust by a certificate reaches as far as the keys that this server named. Authorities renew by themselves, with new
+    /// keys: there nothing is added.
+    pub fn with_keys(self, keys: Vec<String>) -> Self {
+        match self {
+            Self::Certificate(fingerprint) if !keys.is_empty() => Self::Server { fingerprint, keys },
+            trust => trust,
+        }
+    }
 }
 
 /// SHA-256 of a certificate; written as `e3-server serve` prints it.
@@ -125,9 +147,14 @@ impl TlsConnector {
                 builder.with_root_certificates(roots)
             }
             // "Dangerous" is rustls' word for any judge but its own.
-            Trust::Certificate(fingerprint) => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(OneCertificate { fingerprint: *fingerprint, provider })),
+            Trust::Certificate(fingerprint) => {
+                let judge = OneServer { fingerprint: *fingerprint, keys: Vec::new(), provider };
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(judge))
+            }
+            Trust::Server { fingerprint, keys } => {
+                let judge = OneServer { fingerprint: *fingerprint, keys: keys.clone(), provider };
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(judge))
+            }
         };
         Ok(Self { config: Arc::new(config.with_no_client_auth()) })
     }
@@ -201,14 +228,25 @@ impl Transport for TlsTransport {
     }
 }
 
-/// Takes one certificate, by its hash; that the server has its key is proved by the handshake's signature.
+/// Takes one certificate, by its hash, and those for certain keys; that the server has the key is proved by the handshake's
+/// signature.
 #[derive(Debug)]
-struct OneCertificate {
+struct OneServer {
     fingerprint: Fingerprint,
+    keys: Vec<String>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for OneCertificate {
+impl OneServer {
+    fn knows_key_of(&self, certificate: &CertificateDer<'_>) -> bool {
+        ParsedCertificate::try_from(certificate).is_ok_and(|certificate| {
+            let pin = STANDARD.encode(Sha256::digest(certificate.subject_public_key_info()));
+            self.keys.contains(&pin)
+        })
+    }
+}
+
+impl ServerCertVerifier for OneServer {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -218,7 +256,7 @@ impl ServerCertVerifier for OneCertificate {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let found = Fingerprint::of(end_entity);
-        if found == self.fingerprint {
+        if found == self.fingerprint || self.knows_key_of(end_entity) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::General(format!(

@@ -46,6 +46,8 @@ pub struct Estate {
     pub desk: Desk,
     pub server: Server,
     agents: Vec<Option<Child>>,
+    /// What is started as an agent, if not the program that was built.
+    pub program: Option<PathBuf>,
     /// Ids of the agents, by host.
     pub agent_ids: Vec<i64>,
 }
@@ -55,7 +57,7 @@ impl Estate {
     pub fn enrolled(database: Option<String>) -> Self {
         let desk = Desk::empty();
         let server = Server::start(&desk.path("server"), database);
-        let mut estate = Self { desk, server, agents: Vec::new(), agent_ids: Vec::new() };
+        let mut estate = Self { desk, server, agents: Vec::new(), program: None, agent_ids: Vec::new() };
         for host in HOSTS {
             let options = LabOptions { host_name: host.to_uppercase(), ..LabOptions::real_time() };
             LabHost::create_with(estate.desk.path(host), options).expect("a host");
@@ -82,7 +84,16 @@ impl Estate {
         let selector = format!("lab:{}", HOSTS[host]);
         let mut command = self.desk.command(["run", "--host", &selector]);
         command.env_remove("E3_REPOSITORY").env_remove("E3_PASSWORD").env("E3_LOG", "info");
-        command
+        let Some(program) = &self.program else { return command };
+        let mut other = Command::new(program);
+        other.args(command.get_args()).current_dir(command.get_current_dir().expect("a folder")).stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => other.env(name, value),
+                None => other.env_remove(name),
+            };
+        }
+        other
     }
 
     /// Starts the agent of a host.
@@ -92,6 +103,11 @@ impl Estate {
         let log = std::fs::File::options().create(true).append(true).open(self.log(host)).expect("log");
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start the agent");
         assert!(self.agents[host].replace(child).is_none(), "it runs already");
+    }
+
+    /// What the agent of a host wrote.
+    pub fn log_of(&self, host: usize) -> String {
+        std::fs::read_to_string(self.log(host)).unwrap_or_default()
     }
 
     fn log(&self, host: usize) -> PathBuf {

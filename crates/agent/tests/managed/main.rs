@@ -14,7 +14,10 @@ mod estate;
 mod faults;
 mod secrets;
 mod server_process;
+mod settings;
 mod story;
+mod truth;
+mod upgrade;
 
 /// Not a test: what the server of the others is, in a process of its own.
 #[test]

@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bucket::{Credentials, S3Environment};
 use serde_json::{Value, json};
+use server::adopt::{self, Adopted};
 use server::settings::Settings;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use crate::estate::Repository;
 
 /// Says to a process of this program that it is the server.
 const VARIABLE: &str = "E3_TEST_SERVER";
@@ -80,21 +84,65 @@ impl Server {
             fingerprint: String::new(),
             token: String::new(),
         };
-        let link = server.begin().expect("a set-up link");
+        server.begin_with_account();
+        server
+    }
+
+    /// Begins the process on a database that has no account, and makes one.
+    fn begin_with_account(&mut self) {
+        let link = self.begin().expect("a set-up link");
         let setup = link.rsplit('/').next().expect("its token");
         let asked = json!({"token": setup, "email": "owner@example.com", "password": PASSWORD, "name": "First"});
-        let (answer, cookie) = server.send("POST", "console_setup.php", &asked, &[]);
+        let (answer, cookie) = self.send("POST", "console_setup.php", &asked, &[]);
         let csrf = answer["csrf_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
-        let origin = server.origin();
+        let origin = self.origin();
         let headers = [("cookie", cookie.expect("a cookie")), ("x-csrf-token", csrf), ("origin", origin)];
-        let (answer, _) = server.send("POST", "e3backup_api_token_create.php", &json!({}), &headers);
-        server.token = answer["token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
-        server
+        let (answer, _) = self.send("POST", "e3backup_api_token_create.php", &json!({}), &headers);
+        self.token = answer["token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+    }
+
+    /// Its machine burns down, database, certificate and key of the secrets with it; on a new one a repository is adopted,
+    /// as `e3-server repo adopt` does it, and somebody makes the first account.
+    pub fn lose_and_adopt(&mut self, database: Option<String>, repository: &Repository, url: &str) -> Adopted {
+        self.kill();
+        std::fs::remove_dir_all(&self.data).expect("its folder");
+        self.database = database;
+        let location = bucket::parse_url(url).expect("a location");
+        let keys = repository.keys.as_ref().map(|(id, secret)| Credentials {
+            access_key_id: id.clone(),
+            secret_access_key: secret.clone(),
+            session_token: None,
+        });
+        let environment = S3Environment { credentials: keys, region: None, endpoint: None, ca_file: None };
+        let found = adopt::read(location, environment, repository.password).expect("the repository");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let adopted = runtime.block_on(async {
+            let (db, vault) = server::open_store(&self.data, self.database.as_deref()).await.expect("the database");
+            let (into, now) = (adopt::Into::default(), jiff::Timestamp::now());
+            let adopted = adopt::adopt(&db, &vault, &found, repository.password, &into, now).await;
+            db.close().await;
+            adopted.expect("adopted")
+        });
+        self.begin_with_account();
+        adopted
+    }
+
+    /// The text of a page, by its path.
+    pub fn page(&self, path: &str) -> String {
+        match self.send("GET", path, &Value::Null, &[("authorization", format!("Bearer {}", self.token))]).0 {
+            Value::String(text) => text,
+            other => panic!("{path}: {other}"),
+        }
     }
 
     /// The API token that its owner uses here.
     pub fn token(&self) -> &str {
         &self.token
+    }
+
+    /// Its database, where that is not SQLite in its folder.
+    pub fn database(&self) -> Option<&String> {
+        self.database.as_ref()
     }
 
     /// `https://…`
@@ -172,7 +220,9 @@ impl Server {
     }
 
     fn send(&self, method: &str, name: &str, body: &Value, headers: &[(&str, String)]) -> (Value, Option<String>) {
-        let uri = format!("{}/api/{name}", self.origin());
+        // A name that begins with a slash is a path by itself.
+        let base = if name.starts_with('/') { "" } else { "/api/" };
+        let uri = format!("{}{base}{name}", self.origin());
         let mut request = ureq::http::Request::builder().method(method).uri(uri);
         for (key, value) in headers {
             request = request.header(*key, value);

@@ -4,7 +4,7 @@ use bucket::test_support::SeaweedFs;
 use serde_json::{Value, json};
 
 use crate::database::Database;
-use crate::estate::{Estate, Repository};
+use crate::estate::{Estate, HOSTS, Repository};
 use crate::support::{files_below, finish};
 
 #[test]
@@ -131,6 +131,23 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
         assert!(ids.contains(&id), "{id} of {ids:?}");
     }
 
+    // A VM that cannot be read: one alert, which goes when the next run is good.
+    let lab = estate.lab(0);
+    lab.stop_vm("FS02").unwrap();
+    let disk = lab.host_file(&lab.disk_chain("FS02", 0).unwrap()[0]).unwrap();
+    let aside = disk.with_extension("aside");
+    std::fs::rename(&disk, &aside).unwrap();
+    for run in estate.start_run(job) {
+        assert_eq!(estate.server.ended(&run)["run"]["status"], "partial_success");
+    }
+    estate.expect_an_alert("run_partly_failed");
+    std::fs::rename(&aside, &disk).unwrap();
+    lab.start_vm("FS02").unwrap();
+    for run in estate.start_run(job) {
+        assert_eq!(estate.server.ended(&run)["run"]["status"], "success");
+    }
+    estate.expect_no_alert(1);
+
     // A live migration: the job finds the VM on its new host, and the point is right.
     estate.desk.ok(["lab", "move-vm", "hv01", "DC01", "--to", "hv02"]);
     estate.guest_writes(1, "DC01", 8);
@@ -142,13 +159,10 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
         assert_eq!(ended["run"]["status"], "success", "{ended}");
     }
     let points = estate.points_of_each(&["DC01", "FS02"]);
-    assert_eq!((points[0].len(), points[1].len()), (3, 3), "{points:?}");
+    assert_eq!((points[0].len(), points[1].len()), (5, 4), "{points:?}");
     assert_eq!(estate.restored_hash(&repository, "DC01@1"), estate.guest_hash(1, "DC01"));
     assert_eq!(estate.restored_hash(&repository, "FS02@1"), estate.guest_hash(0, "FS02"));
-    let states = estate.server.wait_for("protection", "cloudbackup_vms.php", &[], |answer| {
-        (answer["states"]["protected"] == 2).then(|| answer.clone())
-    });
-    assert_eq!(states["total"], 2, "{states}");
+    estate.expect_states(&[("DC01", "protected"), ("FS02", "protected")]);
 
     // Every byte of a point is checked, and stands on it.
     let point = points[0][0]["id"].as_i64().unwrap();
@@ -214,11 +228,79 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
     });
     assert!(estate.stored_points(&repository) < before + 2, "the nightly run may have come in between");
 
+    after_the_loss(&mut estate, &repository);
     for host in 0..2 {
         assert!(estate.stop_agent(host).success());
     }
     estate.expect_clean_host(1, "DC01", 1);
     estate.expect_clean_host(0, "FS02", 1);
+}
+
+/// The server is lost with everything that it knew: out of the repository it knows every point again, agents go on under a
+/// new enrolment, and a VM is restored to a host that has none of it.
+fn after_the_loss(estate: &mut Estate, repository: &Repository) {
+    (0..2).for_each(|host| estate.kill_agent(host));
+    let stored = estate.stored_points(repository);
+    let url = match &repository.keys {
+        None => estate.desk.path(&repository.url).display().to_string(),
+        Some(_) => repository.url.clone(),
+    };
+    let database = estate.server.database().and_then(|_| Database::mariadb()?.address());
+    let adopted = estate.server.lose_and_adopt(database, repository, &url);
+    assert_eq!((adopted.points, adopted.new_points), (stored, stored), "{adopted:?}");
+    for (host, name) in HOSTS.iter().enumerate() {
+        estate.agent_ids[host] = estate.enroll(name, &["--again"]);
+        estate.start_agent(host, &[]);
+    }
+    estate.wait_for_vms(&["DC01", "FS02", "DC01-restored"]);
+    assert_eq!(estate.server.get("e3backup_restore_points_list.php", &[])["total"], stored);
+    // Nobody asked for their backup yet.
+    estate.expect_states(&[("DC01", "in_no_job"), ("FS02", "in_no_job"), ("DC01-restored", "in_no_job")]);
+
+    // The jobs wait for somebody who says which agent goes on.
+    let jobs = estate.server.get("cloudbackup_list_jobs.php", &[]);
+    for job in jobs["jobs"].as_array().unwrap() {
+        let host = HOSTS.iter().position(|host| job["name"].as_str().unwrap().to_lowercase().contains(host)).unwrap();
+        let go_on = json!({
+            "job_id": job["job_id"], "version": job["version"], "agent_id": estate.agent_ids[host], "status": "active",
+            "hyperv_config": {"backup_all_vms": true},
+        });
+        estate.server.post("cloudbackup_update_job.php", &go_on);
+        for run in estate.start_run(job["job_id"].as_i64().unwrap()) {
+            let ended = estate.server.ended(&run);
+            assert_eq!(ended["run"]["status"], "success", "{ended}");
+        }
+    }
+    assert_eq!(estate.restored_hash(repository, "DC01@1"), estate.guest_hash(1, "DC01"));
+    assert_eq!(estate.restored_hash(repository, "FS02@1"), estate.guest_hash(0, "FS02"));
+    estate.expect_states(&[("DC01", "protected"), ("FS02", "protected"), ("DC01-restored", "protected")]);
+    estate.expect_no_alert(0);
+
+    // A point from before the loss, onto the other host: what stands in its way is said before.
+    let point = estate.server.points_of("FS02").last().unwrap()["id"].clone();
+    let preflight = |name: &str| {
+        let asked = json!({
+            "backup_point_id": point, "restore_type": "full", "target_agent_id": estate.agent_ids[1],
+            "target_vm_name": name,
+        });
+        let asked = estate.server.post("cloudbackup_restore_preflight.php", &asked)["command_id"].to_string();
+        estate.server.wait_for("the preflight", "cloudbackup_command_status.php", &[("command_id", &asked)], |answer| {
+            (answer["command_status"] == "completed").then(|| answer["result"]["vms"][0].clone())
+        })
+    };
+    let blocked = preflight("DC01");
+    assert_eq!(blocked["is_blocked"], true, "there is a DC01 on that host: {blocked}");
+    let free = preflight("FS02-again");
+    assert_eq!(free["is_blocked"], false, "{free}");
+    let restore = json!({
+        "backup_point_id": point, "restore_type": "full", "target_agent_id": estate.agent_ids[1],
+        "target_vm_name": "FS02-again",
+    });
+    let started = estate.server.post("cloudbackup_hyperv_start_restore.php", &restore);
+    let ended = estate.server.ended(&started["restore_run_id"]);
+    assert_eq!(ended["run"]["status"], "success", "{ended}");
+    // Nothing was written into it since its first point.
+    assert_eq!(estate.guest_hash(1, "FS02-again"), estate.guest_hash(0, "FS02"));
 }
 
 impl Estate {

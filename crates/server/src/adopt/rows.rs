@@ -142,17 +142,9 @@ pub(super) async fn repository(
             ];
             if let (Location::S3(_), Some(keys)) = (&found.location, &found.environment.credentials) {
                 let aad = vault::destination_aad(owner.client);
-                let secret = [
-                    ("client_id", owner.client.into()),
-                    ("kind", "s3_secret_key".into()),
-                    ("wrapped", vault.wrap(&aad, &keys.secret_access_key)?.into()),
-                    ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-                    ("kek_ref", vault.key_ref.clone().into()),
-                    ("key_version", 1_i64.into()),
-                    ("aad", aad.into()),
-                    ("created_at", now.into()),
-                ];
-                let secret = tx.insert("s3_secrets", &secret).await?;
+                let key = &keys.secret_access_key;
+                let kept = vault::keep(tx, vault, owner.client, vault::STORE_KEY, &aad, key, now).await;
+                let secret = kept.map_err(crate::describe)?;
                 columns.push(("access_key", keys.access_key_id.clone().into()));
                 columns.push(("secret_id", secret.into()));
             }

@@ -39,7 +39,8 @@ pub async fn poll(call: &Call<'_>) -> Result<Answer, Failure> {
         let has_news = !answer.commands.is_empty()
             || answer.repo_operation.is_some()
             || answer.run_available
-            || !answer.cancel_runs.is_empty();
+            || !answer.cancel_runs.is_empty()
+            || asked.config_epoch.is_some_and(|known| known != answer.config_epoch);
         if has_news || !asked.long_poll || started.elapsed() >= call.app.settings.long_poll {
             return Answer::ok(PollAnswer { next_poll_secs: if has_news { 7 } else { 15 }, ..answer });
         }
@@ -51,23 +52,32 @@ pub async fn poll(call: &Call<'_>) -> Result<Answer, Failure> {
 async fn look(app: &App, agent: &Agent, busy: bool) -> Result<PollAnswer, Failure> {
     let now = app.clock.now();
     let mut tx = app.db.read().await?;
-    let queued = format!(
-        "SELECT COUNT(*) FROM s3_cloudbackup_runs WHERE agent_id = ? AND status = 'queued' AND cancel_requested = 0 \
-         AND {IS_BACKUP} AND (not_before IS NULL OR not_before <= ?)"
+    // One statement: this is asked more often than everything else together, and nearly always there is nothing.
+    let cancelled =
+        "s3_cloudbackup_runs WHERE agent_id = ? AND status IN ('starting', 'running') AND cancel_requested = 1";
+    let open =
+        "s3_hyperv_instant_restore_sessions WHERE agent_id = ? AND status IN ('Starting', 'Active', 'Migrating')";
+    let sql = format!(
+        "SELECT (SELECT COUNT(*) FROM s3_cloudbackup_runs WHERE agent_id = ? AND status = 'queued' \
+         AND cancel_requested = 0 AND {IS_BACKUP} AND (not_before IS NULL OR not_before <= ?)) AS queued, \
+         (SELECT COUNT(*) FROM {cancelled}) AS cancelled, (SELECT COUNT(*) FROM {open}) AS open_sessions, \
+         (SELECT COUNT(*) FROM s3_cloudbackup_run_commands WHERE agent_id = ? AND status = 'pending') AS commands, \
+         (SELECT COUNT(*) FROM s3_kopia_repo_operations WHERE client_id = ? AND status = 'queued' \
+         AND next_attempt_at <= ?) AS operations, config_epoch FROM s3_cloudbackup_agents WHERE id = ?"
     );
-    let run_available = tx.count(&queued, args![agent.id, now]).await? > 0;
-    let cancelled = "SELECT id FROM s3_cloudbackup_runs WHERE agent_id = ? AND status IN ('starting', 'running') \
-                     AND cancel_requested = 1";
-    let cancel_runs = ids(&tx.rows(cancelled, args![agent.id]).await?)?;
-    let pending = "SELECT COUNT(*) FROM s3_cloudbackup_run_commands WHERE agent_id = ? AND status = 'pending'";
-    let has_commands = tx.count(pending, args![agent.id]).await? > 0;
-    let due = "SELECT COUNT(*) FROM s3_kopia_repo_operations WHERE client_id = ? AND status = 'queued' \
-               AND next_attempt_at <= ?";
-    let has_operations = !busy && tx.count(due, args![agent.client, now]).await? > 0;
-    let epoch = tx.count("SELECT config_epoch FROM s3_cloudbackup_agents WHERE id = ?", args![agent.id]).await?;
-    let open = "SELECT id FROM s3_hyperv_instant_restore_sessions WHERE agent_id = ? \
-                AND status IN ('Starting', 'Active', 'Migrating')";
-    let open_sessions = ids(&tx.rows(open, args![agent.id]).await?)?;
+    let of = args![agent.id, now, agent.id, agent.id, agent.id, agent.client, now, agent.id];
+    let row = tx.row(&sql, of).await?.ok_or(Code::Unauthorized)?;
+    let has = |name: &str| -> Result<bool, Failure> { Ok(row.int(name)? > 0) };
+    let (run_available, has_commands) = (has("queued")?, has("commands")?);
+    let has_operations = !busy && has("operations")?;
+    let (mut cancel_runs, mut open_sessions) = (Vec::new(), Vec::new());
+    for (name, table, found) in
+        [("cancelled", cancelled, &mut cancel_runs), ("open_sessions", open, &mut open_sessions)]
+    {
+        if has(name)? {
+            *found = ids(&tx.rows(&format!("SELECT id FROM {table}"), args![agent.id]).await?)?;
+        }
+    }
     drop(tx);
     let commands = if has_commands { deliver(app, agent, now).await? } else { Vec::new() };
     let repo_operation = if has_operations { super::repositories::claim(app, agent, now).await? } else { None };
@@ -78,7 +88,7 @@ async fn look(app: &App, agent: &Agent, busy: bool) -> Result<PollAnswer, Failur
         next_poll_secs: 15,
         run_available,
         cancel_runs,
-        config_epoch: epoch,
+        config_epoch: row.int("config_epoch")?,
         min_agent_version: Some(app.settings.min_agent_version.clone()),
         open_sessions,
     })

@@ -38,14 +38,7 @@ fn as_enroll(asked: DeviceCode) -> Result<Enroll, Failure> {
     let enroll = Enroll {
         token: String::new(),
         hostname: asked.hostname.ok_or_else(|| Failure::missing("hostname"))?,
-        device_id: asked.device_id,
-        install_id: asked.install_id,
-        device_name: asked.device_name,
-        agent_version: asked.agent_version,
-        agent_os: asked.agent_os,
-        agent_arch: asked.agent_arch,
-        agent_build: asked.agent_build,
-        host_role: asked.host_role,
+        device: asked.device,
     };
     enrol::check(&enroll)?;
     Ok(enroll)
@@ -142,9 +135,9 @@ pub async fn show(call: &Call<'_>) -> Result<Answer, Failure> {
     let enroll: Enroll = row.opt_json("request_json")?.ok_or_else(|| Failure::internal("a code of nobody"))?;
     Answer::ok(DeviceAsking {
         hostname: enroll.hostname,
-        device_name: enroll.device_name,
-        agent_os: enroll.agent_os,
-        agent_version: enroll.agent_version,
+        device_name: enroll.device.device_name,
+        agent_os: enroll.device.agent_os,
+        agent_version: enroll.device.agent_version,
         ip: row.text("ip")?,
         created_at: time_text(row.time("created_at")?),
         expires_at: time_text(row.time("expires_at")?),
@@ -188,18 +181,7 @@ pub async fn login(call: &Call<'_>) -> Result<Answer, Failure> {
     if !crate::access::allows(role, crate::access::Need::Admin) || row.opt_int("mfa_secret_id")?.is_some() {
         return Err(Failure::with(Code::ForbiddenRole, "This account enrols agents by code or token only"));
     }
-    let enroll = Enroll {
-        token: String::new(),
-        hostname: asked.hostname,
-        device_id: asked.device_id,
-        install_id: asked.install_id,
-        device_name: asked.device_name,
-        agent_version: asked.agent_version,
-        agent_os: asked.agent_os,
-        agent_arch: asked.agent_arch,
-        agent_build: asked.agent_build,
-        host_role: asked.host_role,
-    };
+    let enroll = Enroll { token: String::new(), hostname: asked.hostname, device: asked.device };
     enrol::check(&enroll)?;
     let mut tx = call.app.db.write().await?;
     let place = Place { client: row.int("client_id")?, tenant: row.opt_int("tenant_id")?, token: None };

@@ -12,6 +12,7 @@ use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::secret;
 use crate::store::{Row, Tx, Value, time_text};
+use crate::vault;
 
 /// The old token of a rotation serves so long.
 const OLD_TOKEN_SECS: i64 = 24 * 3600;
@@ -62,22 +63,22 @@ pub async fn enrol(
         ("token_rotated_at", now.into()),
         ("enrollment_token_id", token.into()),
         ("hostname", asked.hostname.clone().into()),
-        ("install_id", asked.install_id.clone().into()),
-        ("agent_type", agent_type(asked.host_role).into()),
+        ("install_id", asked.device.install_id.clone().into()),
+        ("agent_type", agent_type(asked.device.host_role).into()),
         ("status", "active".into()),
         ("last_seen_at", now.into()),
         ("updated_at", now.into()),
     ];
     for (name, value) in [
-        ("device_name", &asked.device_name),
-        ("agent_version", &asked.agent_version),
-        ("agent_os", &asked.agent_os),
-        ("agent_arch", &asked.agent_arch),
-        ("agent_build", &asked.agent_build),
+        ("device_name", &asked.device.device_name),
+        ("agent_version", &asked.device.agent_version),
+        ("agent_os", &asked.device.agent_os),
+        ("agent_arch", &asked.device.agent_arch),
+        ("agent_build", &asked.device.agent_build),
     ] {
         columns.push((name, value.clone().into()));
     }
-    let known = match &asked.device_id {
+    let known = match &asked.device.device_id {
         Some(device) => known(tx, client, tenant, device).await?,
         None => None,
     };
@@ -96,14 +97,14 @@ pub async fn enrol(
                 ("client_id", client.into()),
                 ("tenant_id", tenant.into()),
                 ("tenant_key", tenant.unwrap_or(0).into()),
-                ("device_id", asked.device_id.clone().into()),
+                ("device_id", asked.device.device_id.clone().into()),
                 ("created_at", now.into()),
             ]);
             (tx.insert("s3_cloudbackup_agents", &columns).await?, uuid)
         }
     };
     let actor = Actor { client: Some(client), tenant, kind: "agent", id: Some(id), ..call.actor() };
-    let after = json!({ "hostname": asked.hostname, "device_id": asked.device_id });
+    let after = json!({ "hostname": asked.hostname, "device_id": asked.device.device_id });
     let entry = Entry { action: "agent.enrol", entity: "agent", id: id.to_string(), before: None, after: Some(after) };
     audit::record(tx, &actor, now, entry).await?;
     Ok(Enrolled {
@@ -125,13 +126,13 @@ pub fn check(asked: &Enroll) -> Result<(), Failure> {
     }
     for (name, value, most) in [
         ("hostname", Some(&asked.hostname), 191),
-        ("device_id", asked.device_id.as_ref(), 64),
-        ("install_id", asked.install_id.as_ref(), 64),
-        ("device_name", asked.device_name.as_ref(), 191),
-        ("agent_version", asked.agent_version.as_ref(), 64),
-        ("agent_os", asked.agent_os.as_ref(), 32),
-        ("agent_arch", asked.agent_arch.as_ref(), 16),
-        ("agent_build", asked.agent_build.as_ref(), 64),
+        ("device_id", asked.device.device_id.as_ref(), 64),
+        ("install_id", asked.device.install_id.as_ref(), 64),
+        ("device_name", asked.device.device_name.as_ref(), 191),
+        ("agent_version", asked.device.agent_version.as_ref(), 64),
+        ("agent_os", asked.device.agent_os.as_ref(), 32),
+        ("agent_arch", asked.device.agent_arch.as_ref(), 16),
+        ("agent_build", asked.device.agent_build.as_ref(), 64),
     ] {
         if value.is_some_and(|value| value.chars().count() > most) {
             return Err(Failure::invalid(name, format!("longer than {most} characters")));
@@ -196,23 +197,12 @@ pub async fn rotate_token(call: &Call<'_>) -> Result<Answer, Failure> {
     if agent.uses_old_token
         && let Some(kept) = row.opt_int("next_token_secret_id")?
     {
-        let kept = tx.row("SELECT wrapped FROM s3_secrets WHERE id = ?", args![kept]).await?;
-        let kept = kept.ok_or_else(|| Failure::internal("a secret that is gone"))?;
-        let agent_token = call.app.vault.unwrap(&aad, &kept.bytes("wrapped")?)?;
+        let agent_token = vault::kept(&mut tx, &call.app.vault, kept).await?;
         return Answer::ok(RotatedToken { agent_token, rotate_after });
     }
     let agent_token = secret::token("agt_")?;
-    let columns = [
-        ("client_id", agent.client.into()),
-        ("kind", "agent_token".into()),
-        ("wrapped", call.app.vault.wrap(&aad, &agent_token)?.into()),
-        ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-        ("kek_ref", call.app.vault.key_ref.clone().into()),
-        ("key_version", 1_i64.into()),
-        ("aad", aad.into()),
-        ("created_at", now.into()),
-    ];
-    let kept = tx.insert("s3_secrets", &columns).await?;
+    let vault = &call.app.vault;
+    let kept = vault::keep(&mut tx, vault, agent.client, "agent_token", &aad, &agent_token, now).await?;
     let columns = [
         ("prev_token_hash", row.bytes("token_hash")?.into()),
         ("prev_token_valid_until", after(now, OLD_TOKEN_SECS).into()),

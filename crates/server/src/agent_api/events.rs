@@ -181,6 +181,10 @@ pub async fn push_agent_events(call: &Call<'_>) -> Result<Answer, Failure> {
             ("dedupe_key", event.dedupe_key.as_ref().map(|key| cut(key, 191)).into()),
         ];
         tx.insert("s3_cloudbackup_agent_events", &columns).await?;
+        if event.code == "CLOCK_SKEW" {
+            let skew = event.params_json.get("skew_ms").and_then(serde_json::Value::as_i64);
+            tx.update("s3_cloudbackup_agents", &[("clock_skew_ms", skew.into())], "id = ?", args![agent.id]).await?;
+        }
         answer.inserted += 1;
         count += 1;
     }

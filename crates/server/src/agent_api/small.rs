@@ -26,9 +26,11 @@ pub async fn report_volumes(call: &Call<'_>) -> Result<Answer, Failure> {
 /// `agent_fetch_jobs.php`: without any secret.
 pub async fn fetch_jobs(call: &Call<'_>) -> Result<Answer, Failure> {
     let agent = call.agent()?;
-    let sql = "SELECT * FROM s3_cloudbackup_jobs WHERE agent_id = ? AND status <> 'deleted' ORDER BY id LIMIT 500";
+    let sql = "SELECT * FROM s3_cloudbackup_jobs WHERE (agent_id = ? OR host_group_id IN (SELECT m.group_id \
+               FROM s3_host_group_members m WHERE m.agent_id = ?)) AND client_id = ? AND status <> 'deleted' \
+               ORDER BY id LIMIT 500";
     let mut jobs = Vec::new();
-    for row in call.app.db.read().await?.rows(sql, args![agent.id]).await? {
+    for row in call.app.db.read().await?.rows(sql, args![agent.id, agent.id, agent.client]).await? {
         jobs.push(json!({
             "id": row.int("id")?,
             "name": row.text("name")?,
@@ -43,6 +45,7 @@ pub async fn fetch_jobs(call: &Call<'_>) -> Result<Answer, Failure> {
             "backup_mode": row.text("backup_mode")?,
             "encryption_enabled": row.flag("encryption_enabled")?,
             "validation_mode": row.text("validation_mode")?,
+            "throttle_json": row.opt_json::<Json>("throttle_json")?,
             "schedule_json": row.opt_json::<Json>("schedule_json")?,
             "retention_json": row.opt_json::<Json>("retention_json")?,
             "status": row.text("status")?,

@@ -14,11 +14,12 @@ use tracing::{error, info, warn};
 
 use super::mail::{self, Letter};
 use super::text;
-use super::webhook::{self, Call, Reach};
+use super::webhook::{self, Call};
 use crate::App;
 use crate::args;
 use crate::clock::after;
 use crate::failure::Failure;
+use crate::outgoing::Reach;
 use crate::secret;
 use crate::store::{Row, Value};
 

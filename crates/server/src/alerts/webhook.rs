@@ -5,18 +5,13 @@
 //! for a message that comes twice.
 
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use ring::hmac;
-use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 use super::outbox::Trouble;
+use crate::outgoing::Reach;
 
 /// A receiver that does not answer within this is away.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,15 +33,6 @@ pub struct Call<'a> {
     pub at: Timestamp,
 }
 
-/// Whether webhooks may go to private addresses, and whose certificates are believed beside the public ones.
-#[derive(Debug, Clone, Default)]
-pub struct Reach {
-    /// Private and link-local addresses too.
-    pub allow_private: bool,
-    /// Certificates as PEM.
-    pub roots_pem: Option<String>,
-}
-
 /// The value of `X-E3-Signature`.
 pub fn signature(key: &str, at: Timestamp, body: &str) -> String {
     let seconds = at.as_second();
@@ -64,21 +50,13 @@ pub fn check(url: &str, reach: &Reach) -> Result<(), String> {
     if !parsed.username().is_empty() || parsed.password().is_some() {
         return Err("holds a user name or password; the signature says who calls".into());
     }
-    let address = match parsed.host() {
-        Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
-        Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
-        _ => None,
-    };
-    match address {
-        Some(address) if !reach.allow_private && !is_public(address) => Err("is a private address".into()),
-        _ => Ok(()),
-    }
+    if reach.forbids(&parsed) { Err("is a private address".into()) } else { Ok(()) }
 }
 
 /// Calls, and waits for the answer: its status and the beginning of what it says.
 pub fn send(call: &Call<'_>, reach: &Reach) -> Result<String, Trouble> {
     check(call.url, reach).map_err(Trouble::lasting)?;
-    let agent = agent(reach).map_err(Trouble::lasting)?;
+    let agent = reach.agent(PATIENCE).map_err(Trouble::lasting)?;
     let request = agent
         .post(call.url)
         .header("content-type", "application/json")
@@ -99,108 +77,9 @@ pub fn send(call: &Call<'_>, reach: &Reach) -> Result<String, Trouble> {
     }
 }
 
-fn agent(reach: &Reach) -> Result<ureq::Agent, String> {
-    let mut tls = TlsConfig::builder();
-    if let Some(pem) = &reach.roots_pem {
-        let items = ureq::tls::parse_pem(pem.as_bytes());
-        let certificates: Vec<Certificate<'static>> = items
-            .filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
-                Ok(_) => None,
-                Err(error) => Some(Err(error.to_string())),
-            })
-            .collect::<Result<_, _>>()?;
-        tls = tls.root_certs(RootCerts::from(certificates));
-    }
-    let config = Config::builder()
-        .timeout_global(Some(PATIENCE))
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .proxy(None)
-        .tls_config(tls.build())
-        .build();
-    let resolver = Checked { inner: DefaultResolver::default(), allow_private: reach.allow_private };
-    Ok(ureq::Agent::with_parts(config, DefaultConnector::default(), resolver))
-}
-
-/// Looks a name up, and leaves out what may not be called. After the look-up, so that no name leads elsewhere later.
-#[derive(Debug)]
-struct Checked {
-    inner: DefaultResolver,
-    allow_private: bool,
-}
-
-impl Resolver for Checked {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let found = self.inner.resolve(uri, config, timeout)?;
-        let mut allowed = self.empty();
-        for address in found.iter().filter(|address| self.allow_private || is_public(address.ip())) {
-            allowed.push(*address);
-        }
-        if allowed.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(allowed) }
-    }
-}
-
-/// Whether an address is one of the public network's.
-pub fn is_public(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => {
-            let [a, b, ..] = address.octets();
-            !(address.is_private()
-                || address.is_loopback()
-                || address.is_link_local()
-                || address.is_broadcast()
-                || address.is_documentation()
-                || address.is_multicast()
-                || a == 0
-                // Carriers' own, benchmarks, reserved.
-                || (a == 100 && (64..128).contains(&b))
-                || (a == 198 && (b == 18 || b == 19))
-                || a >= 240)
-        }
-        IpAddr::V6(address) => {
-            !(address == Ipv6Addr::UNSPECIFIED
-                || address.is_loopback()
-                || address.is_unique_local()
-                || address.is_unicast_link_local()
-                || address.is_multicast()
-                // Translations lead to addresses of IPv4.
-                || address.segments()[0] == 0x2002
-                || address.segments()[..2] == [0x64, 0xff9b])
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_public_addresses_are_called() {
-        for (address, expected) in [
-            ("93.184.216.34", true),
-            ("2606:2800:220:1::1", true),
-            ("127.0.0.1", false),
-            ("10.1.2.3", false),
-            ("172.16.0.1", false),
-            ("172.32.0.1", true),
-            ("192.168.0.1", false),
-            ("169.254.169.254", false),
-            ("100.64.0.1", false),
-            ("100.128.0.1", true),
-            ("0.0.0.0", false),
-            ("255.255.255.255", false),
-            ("::", false),
-            ("::1", false),
-            ("fe80::1", false),
-            ("fd00::1", false),
-            ("::ffff:10.0.0.1", false),
-            ("64:ff9b::a00:1", false),
-            ("2002:a00:1::", false),
-        ] {
-            assert_eq!(is_public(address.parse().expect("address")), expected, "{address}");
-        }
-    }
 
     #[test]
     fn rules_name_addresses_of_others() {

@@ -19,6 +19,7 @@ use crate::http::{Answer, Call};
 use crate::schedule::window::clock;
 use crate::secret;
 use crate::store::{Row, Tx, Value, time_text};
+use crate::vault;
 
 /// Rules of a client.
 const MOST: i64 = 200;
@@ -165,7 +166,9 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
         let secret = match rule.channel {
             AlertChannel::Webhook => {
                 let key = secret::token("whs_")?;
-                let kept = keep(&mut tx, call, &key).await?;
+                let client = person.scope.client;
+                let aad = format!("webhook of client {client}");
+                let kept = vault::keep(&mut tx, &call.app.vault, client, "webhook_key", &aad, &key, now).await?;
                 webhook_secret = Some(key);
                 Some(kept)
             }
@@ -190,23 +193,6 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     tx.commit().await?;
     Answer::ok(SavedAlertRule { rule, webhook_secret })
-}
-
-/// The key that signs a rule's webhooks, wrapped.
-async fn keep(tx: &mut Tx, call: &Call<'_>, key: &str) -> Result<i64, Failure> {
-    let client = call.scope()?.client;
-    let aad = format!("webhook of client {client}");
-    let columns = [
-        ("client_id", client.into()),
-        ("kind", "webhook_key".into()),
-        ("wrapped", call.app.vault.wrap(&aad, key)?.into()),
-        ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-        ("kek_ref", call.app.vault.key_ref.clone().into()),
-        ("key_version", 1_i64.into()),
-        ("aad", aad.into()),
-        ("created_at", call.app.clock.now().into()),
-    ];
-    Ok(tx.insert("s3_secrets", &columns).await?)
 }
 
 async fn find(tx: &mut Tx, scope: Scope, id: i64) -> Result<Row, Failure> {

@@ -1,7 +1,5 @@
 //! Trying a destination, and giving one up (spec control-api 4.7, 6.2).
 
-use std::net::{IpAddr, ToSocketAddrs as _};
-
 use bucket::{Addressing, Capabilities, Credentials, S3, S3Options, Verdict};
 use control_api::destination::{Capability, DeleteDestination, TestDestination, TestedDestination};
 use serde_json::json;
@@ -12,6 +10,7 @@ use crate::access::gate::{self, Deed};
 use crate::args;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
+use crate::outgoing;
 use crate::secret;
 use crate::vault;
 
@@ -30,11 +29,13 @@ pub async fn test(call: &Call<'_>) -> Result<Answer, Failure> {
         return Err(Code::NotFound.into());
     }
     let keys = vault::keys(&mut tx, Some(asked.destination_id), None).await?.open(&call.app.vault)?;
+    // What others name is reached from this server's network only if the operator wants that (10.2): a tenant's, and also
+    // a client's where the server has several.
+    let clients = tx.count("SELECT COUNT(*) FROM s3_clients", args![]).await?;
+    let must_be_public = (person.scope.tenant.is_some() || clients > 1) && !call.app.settings.allow_private_endpoints;
     drop(tx);
     let wanted = keys.destination;
     let endpoint = wanted.dest_endpoint.clone().unwrap_or_default();
-    // What a tenant names is reached from this server's network only if the operator wants that (10.2).
-    let must_be_public = person.scope.tenant.is_some() && !call.app.settings.allow_private_endpoints;
     let options = S3Options {
         prefix: wanted.dest_prefix.clone().unwrap_or_default(),
         region: wanted.dest_region.clone().filter(|region| !region.is_empty()).unwrap_or_else(|| "us-east-1".into()),
@@ -54,7 +55,7 @@ pub async fn test(call: &Call<'_>) -> Result<Answer, Failure> {
     };
     let tried = tokio::task::spawn_blocking(move || {
         if must_be_public {
-            check_public(&endpoint)?;
+            outgoing::check_public(&endpoint)?;
         }
         let store = S3::new(&options, &credentials).map_err(|error| chain(&error))?;
         bucket::probe(&store, "e3-test-").map_err(|error| chain(&error))
@@ -118,48 +119,6 @@ fn told(seen: &Capabilities) -> TestedDestination {
     }
 }
 
-/// Fails unless every address of the endpoint's host is of the public network.
-fn check_public(endpoint: &str) -> Result<(), String> {
-    let url = url::Url::parse(endpoint).map_err(|error| error.to_string())?;
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = url.port_or_known_default().unwrap_or(443);
-    let addresses = (host.as_str(), port).to_socket_addrs().map_err(|_| format!("{host} is not found"))?;
-    for address in addresses {
-        if !is_public(address.ip()) {
-            return Err(format!(
-                "{host} is an address of a private network, which this server does not try for a tenant"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether an address is none of this machine, its links, or a private network.
-fn is_public(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => {
-            let [a, b, ..] = address.octets();
-            let is_shared = a == 100 && (64..128).contains(&b);
-            !(address.is_loopback()
-                || address.is_private()
-                || address.is_link_local()
-                || address.is_unspecified()
-                || address.is_broadcast()
-                || address.is_multicast()
-                || is_shared
-                || a == 0
-                || a >= 240)
-        }
-        IpAddr::V6(address) => {
-            !(address.is_loopback()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || address.is_unique_local()
-                || address.is_unicast_link_local())
-        }
-    }
-}
-
 /// `cloudbackup_destination_delete.php`: refused while a job stores there or points lie there. The keys stay wrapped in
 /// the database; the store itself is not touched.
 pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
@@ -198,33 +157,5 @@ pub async fn delete(call: &Call<'_>) -> Result<Answer, Failure> {
     match gate::finish(tx, call, deed).await? {
         Some(waits) => Ok(waits),
         None => Answer::done(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_public_is_told_from_what_is() {
-        for (address, expected) in [
-            ("93.184.216.34", true),
-            ("2606:2800:220:1::1", true),
-            ("127.0.0.1", false),
-            ("10.0.0.8", false),
-            ("172.31.0.1", false),
-            ("172.32.0.1", true),
-            ("192.168.1.1", false),
-            ("169.254.169.254", false),
-            ("100.64.0.1", false),
-            ("0.0.0.0", false),
-            ("255.255.255.255", false),
-            ("::1", false),
-            ("fe80::1", false),
-            ("fd00::1", false),
-            ("::ffff:10.0.0.8", false),
-        ] {
-            assert_eq!(is_public(address.parse().expect("address")), expected, "{address}");
-        }
     }
 }

@@ -172,18 +172,8 @@ fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), &'static str> 
 }
 
 async fn keep(tx: &mut Tx, call: &Call<'_>, client: i64, key: &str) -> Result<i64, Failure> {
-    let aad = vault::destination_aad(client);
-    let columns = [
-        ("client_id", client.into()),
-        ("kind", "s3_secret_key".into()),
-        ("wrapped", call.app.vault.wrap(&aad, key)?.into()),
-        ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-        ("kek_ref", call.app.vault.key_ref.clone().into()),
-        ("key_version", 1_i64.into()),
-        ("aad", aad.into()),
-        ("created_at", call.app.clock.now().into()),
-    ];
-    Ok(tx.insert("s3_secrets", &columns).await?)
+    let (aad, now) = (vault::destination_aad(client), call.app.clock.now());
+    vault::keep(tx, &call.app.vault, client, vault::STORE_KEY, &aad, key, now).await
 }
 
 /// A repository's password is made once, here, and does not depend on the keys of the store (4.8).

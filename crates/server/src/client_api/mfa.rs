@@ -13,6 +13,7 @@ use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
 use crate::secret;
 use crate::store::{Row, Tx, Value};
+use crate::vault;
 
 /// An account's second factor rests for so long after too many wrong codes.
 const LOCK_SECS: i64 = 15 * 60;
@@ -108,18 +109,9 @@ fn aad(user: i64) -> String {
 async fn enrol(mut tx: Tx, call: &Call<'_>, account: &Row, now: Timestamp) -> Result<Answer, Failure> {
     let person = call.person()?;
     let bytes = secret::random::<{ totp::SECRET_BYTES }>()?;
-    let aad = aad(person.user);
-    let columns = [
-        ("client_id", account.int("client_id")?.into()),
-        ("kind", "totp".into()),
-        ("wrapped", call.app.vault.wrap(&aad, &crate::hex(&bytes))?.into()),
-        ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-        ("kek_ref", call.app.vault.key_ref.clone().into()),
-        ("key_version", 1_i64.into()),
-        ("aad", aad.into()),
-        ("created_at", now.into()),
-    ];
-    let kept = tx.insert("s3_secrets", &columns).await?;
+    let client = account.int("client_id")?;
+    let (vault, aad, secret) = (&call.app.vault, aad(person.user), crate::hex(&bytes));
+    let kept = vault::keep(&mut tx, vault, client, "totp", &aad, &secret, now).await?;
     let columns = [("pending_secret_id", kept.into()), ("updated_at", now.into())];
     tx.update("s3_console_mfa", &columns, "user_id = ?", args![person.user]).await?;
     if let Some(former) = account.opt_int("pending_secret_id")? {
@@ -136,9 +128,7 @@ async fn enrol(mut tx: Tx, call: &Call<'_>, account: &Row, now: Timestamp) -> Re
 
 /// The secret of that row, in clear.
 async fn secret_of(tx: &mut Tx, call: &Call<'_>, id: i64) -> Result<Vec<u8>, Failure> {
-    let row = tx.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![id]).await?;
-    let row = row.ok_or_else(|| Failure::internal("a secret that is gone"))?;
-    let text = call.app.vault.unwrap(&row.text("aad")?, &row.bytes("wrapped")?)?;
+    let text = vault::kept(tx, &call.app.vault, id).await?;
     let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     (0..text.len()).step_by(2).map(digits).collect::<Option<_>>().ok_or_else(|| Failure::internal("no secret of ours"))
 }

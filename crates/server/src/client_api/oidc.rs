@@ -18,6 +18,7 @@ use crate::http::{Answer, Call};
 use crate::oidc::{self, Exchange, Secrets, Subject};
 use crate::secret;
 use crate::store::{Row, Tx, Value};
+use crate::vault;
 
 fn redirect_uri(call: &Call<'_>) -> String {
     format!("{}/oidc", call.app.public_url())
@@ -175,9 +176,7 @@ async fn redeem(
 
 async fn client_secret(call: &Call<'_>, provider: &Row) -> Result<Option<String>, Failure> {
     let Some(id) = provider.opt_int("secret_id")? else { return Ok(None) };
-    let row = call.app.db.read().await?.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![id]).await?;
-    let row = row.ok_or_else(|| Failure::internal("a secret that is gone"))?;
-    Ok(Some(call.app.vault.unwrap(&row.text("aad")?, &row.bytes("wrapped")?)?))
+    Ok(Some(vault::kept(&mut call.app.db.read().await?, &call.app.vault, id).await?))
 }
 
 /// Nobody is signed in; the audit log says why, the caller learns the kind.
@@ -342,6 +341,10 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
         Some(id) => Some(own_row(&mut tx, person.scope, "s3_oidc_providers", id, Code::NotFound).await?),
         None => None,
     };
+    if asked.issuer.as_ref().is_some_and(|issuer| !call.app.oidc.may_ask(issuer)) {
+        let why = "is an https address in the public network, without a user in it";
+        return Err(Failure::validation(&[("issuer".into(), why.into())]));
+    }
     let mut columns = columns(&asked, before.is_none())?;
     if let (Some(row), Some(issuer)) = (&before, &asked.issuer)
         && row.text("issuer")? != *issuer
@@ -360,17 +363,9 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
     }
     if let Some(given) = &asked.client_secret {
         let aad = format!("sign-in provider of client {client}");
-        let secret = [
-            ("client_id", client.into()),
-            ("kind", "oidc_client_secret".into()),
-            ("wrapped", call.app.vault.wrap(&aad, given)?.into()),
-            ("wrap_alg", secret::WRAP_ALGORITHM.into()),
-            ("kek_ref", call.app.vault.key_ref.clone().into()),
-            ("key_version", 1_i64.into()),
-            ("aad", aad.into()),
-            ("created_at", now.into()),
-        ];
-        columns.push(("secret_id", tx.insert("s3_secrets", &secret).await?.into()));
+        let kind = "oidc_client_secret";
+        let kept = vault::keep(&mut tx, &call.app.vault, client, kind, &aad, given, now).await?;
+        columns.push(("secret_id", kept.into()));
     }
     columns.push(("updated_at", now.into()));
     let id = match &before {
@@ -418,9 +413,6 @@ fn columns(asked: &OidcProviderRequest, is_new: bool) -> Result<Vec<(&'static st
             None if is_new => wrong.push((name.into(), "is missing".into())),
             None => {}
         }
-    }
-    if asked.issuer.as_ref().is_some_and(|issuer| !oidc::is_trusted(issuer)) {
-        wrong.push(("issuer".into(), "is an https address without a user in it".into()));
     }
     let is_slug =
         |slug: &String| slug.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');

@@ -133,9 +133,18 @@ pub async fn list(call: &Call<'_>) -> Result<Answer, Failure> {
         filter = filter.and(&of_job, value);
     }
     let mut tx = call.app.db.read().await?;
-    let from = "s3_hyperv_backup_points p JOIN s3_cloudbackup_runs r ON r.id = p.run_id";
+    let mut from = "s3_hyperv_backup_points p".to_owned();
+    if asked.job_id.is_some() {
+        from += " JOIN s3_cloudbackup_runs r ON r.id = p.run_id";
+    }
     let total = tx.count(&format!("SELECT COUNT(*) FROM {from} WHERE {}", filter.sql), &filter.args).await?;
-    let sql = format!("{SELECT} WHERE {} ORDER BY p.created_at DESC, p.id DESC{}", filter.sql, window.sql());
+    // The page is found in an index first: what lies before it is not looked up.
+    let sql = format!(
+        "{SELECT} JOIN (SELECT p.id FROM {from} WHERE {} ORDER BY p.created_at DESC, p.id DESC{}) page \
+         ON page.id = p.id ORDER BY p.created_at DESC, p.id DESC",
+        filter.sql,
+        window.sql()
+    );
     let restore_points = tx.rows(&sql, &filter.args).await?.iter().map(on_wire).collect::<Result<_, _>>()?;
     Answer::ok(PointList { restore_points, total, limit: window.limit, offset: window.offset })
 }

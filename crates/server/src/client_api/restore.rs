@@ -7,6 +7,7 @@ use serde_json::{Map, json};
 use super::{agents, once, own_row, questions, remember};
 use crate::access::Filter;
 use crate::access::audit::{self, Entry};
+use crate::access::gate::{self, Deed};
 use crate::args;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
@@ -32,6 +33,11 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
         None if asked.vms.is_empty() => return Err(Failure::missing("backup_point_id")),
         None => asked.vms.clone(),
     };
+    // A VM of that name or id gives way: that destroys something, if only after some days (6.3).
+    let overwrites = asked.restore_options.as_ref().is_some_and(|options| options.overwrite_existing);
+    if overwrites {
+        person.require_fresh(now)?;
+    }
     let mut tx = call.app.db.write().await?;
     let mut points: Vec<Row> = Vec::new();
     let mut job: Option<Row> = None;
@@ -112,7 +118,10 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
     let (vm_name, kind) = (first.text("vm_name")?, first.text("backup_type")?);
     let params = json!({ "vm_name": vm_name, "vm_count": points.len(), "target_path": asked.target_path });
     events::write(&mut tx, run, "info", "info", "HYPERV_RESTORE_QUEUED", params, now).await?;
-    let after = json!({ "points": wanted.iter().map(|vm| vm.backup_point_id).collect::<Vec<_>>(), "target": target });
+    let after = json!({
+        "points": wanted.iter().map(|vm| vm.backup_point_id).collect::<Vec<_>>(), "target": target,
+        "overwrite_existing": overwrites,
+    });
     let entry = Entry { action: "restore.start", entity: "run", id: run.to_string(), before: None, after: Some(after) };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
     let disks = "SELECT COUNT(*) FROM s3_hyperv_backup_point_disks WHERE backup_point_id = ?";
@@ -123,13 +132,18 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
         command_id,
         session_id: None,
         job_id: job.int("id")?,
-        vm_name,
+        vm_name: vm_name.clone(),
         vm_count: i64::try_from(points.len()).unwrap_or(0),
         disks_to_restore,
         estimated_size_bytes: estimated,
         backup_type: kind,
     })?;
     remember(&mut tx, call, "start_restore", answer.json().cloned()).await?;
+    if overwrites {
+        let (tenant, reason) = (job.opt_int("tenant_id")?, Some(format!("restore over {vm_name}")));
+        let deed = Deed { entity: "point", id: first.int("id")?.to_string(), tenant, reason };
+        return Ok(gate::finish(tx, call, deed).await?.unwrap_or(answer));
+    }
     tx.commit().await?;
     Ok(answer)
 }

@@ -81,9 +81,9 @@ pub async fn cancel(call: &Call<'_>) -> Result<Answer, Failure> {
     Answer::ok(CancelledRun { run_status, cancel_requested })
 }
 
-const SELECT: &str = "SELECT r.*, j.name AS job_name, a.hostname FROM s3_cloudbackup_runs r \
-                      JOIN s3_cloudbackup_jobs j ON j.id = r.job_id \
-                      LEFT JOIN s3_cloudbackup_agents a ON a.id = r.agent_id";
+const SELECT: &str = "SELECT r.*, j.name AS job_name, a.hostname";
+const FROM: &str = "s3_cloudbackup_runs r JOIN s3_cloudbackup_jobs j ON j.id = r.job_id \
+                    LEFT JOIN s3_cloudbackup_agents a ON a.id = r.agent_id";
 
 fn on_wire(row: &Row) -> Result<RunRow, Failure> {
     let time = |name: &str| -> Result<Option<String>, Failure> { Ok(row.opt_time(name)?.map(time_text)) };
@@ -114,8 +114,14 @@ fn on_wire(row: &Row) -> Result<RunRow, Failure> {
     })
 }
 
+/// What a filter of runs is read from.
+struct Selected {
+    filter: Filter,
+    from: &'static str,
+}
+
 /// The rows of a filter, newest first unless asked otherwise, and how many there are.
-async fn rows(call: &Call<'_>, asked: &RunFilter, window: Window) -> Result<(Vec<RunRow>, i64, Filter), Failure> {
+async fn rows(call: &Call<'_>, asked: &RunFilter, window: Window) -> Result<(Vec<RunRow>, i64, Selected), Failure> {
     let mut filter = Filter::within(call.scope()?, "r");
     if let Some(job) = &asked.job_id {
         let (condition, value) = crate::jobs::named("j.", job);
@@ -154,11 +160,21 @@ async fn rows(call: &Call<'_>, asked: &RunFilter, window: Window) -> Result<(Vec
     };
     let direction = if asked.sort_dir.as_deref() == Some("asc") { "ASC" } else { "DESC" };
     let mut tx = call.app.db.read().await?;
-    let from = SELECT.split_once(" FROM ").map_or("", |(_, from)| from);
+    // Names are joined only where they are asked about: else every run would be looked up to be counted.
+    let asks_names = asked.job_id.is_some()
+        || matches!(asked.agent_id, Some(Id::Uuid(_)))
+        || asked.q.as_ref().is_some_and(|text| !text.is_empty())
+        || column == "j.name";
+    let from = if asks_names { FROM } else { "s3_cloudbackup_runs r" };
     let total = tx.count(&format!("SELECT COUNT(*) FROM {from} WHERE {}", filter.sql), &filter.args).await?;
-    let sql = format!("{SELECT} WHERE {} ORDER BY {column} {direction}, r.id {direction}{}", filter.sql, window.sql());
+    let order = format!("ORDER BY {column} {direction}, r.id {direction}");
+    let sql = format!(
+        "{SELECT} FROM {FROM} JOIN (SELECT r.id FROM {from} WHERE {} {order}{}) page ON page.id = r.id {order}",
+        filter.sql,
+        window.sql()
+    );
     let rows = tx.rows(&sql, &filter.args).await?;
-    Ok((rows.iter().map(on_wire).collect::<Result<_, _>>()?, total, facets))
+    Ok((rows.iter().map(on_wire).collect::<Result<_, _>>()?, total, Selected { filter: facets, from }))
 }
 
 /// `cloudbackup_list_runs.php`.
@@ -175,8 +191,7 @@ pub async fn page(call: &Call<'_>) -> Result<Answer, Failure> {
     let size = asked.page_size.unwrap_or(50);
     let page = asked.page.unwrap_or(1).max(1);
     let window = Window::new(Some(size), Some((page - 1).saturating_mul(size)))?;
-    let (rows, total, filter) = rows(call, &asked, window).await?;
-    let from = SELECT.split_once(" FROM ").map_or("", |(_, from)| from);
+    let (rows, total, Selected { filter, from }) = rows(call, &asked, window).await?;
     let sql = format!("SELECT r.status, COUNT(*) AS runs FROM {from} WHERE {} GROUP BY r.status", filter.sql);
     let mut counts = control_api::Object::new();
     for row in call.app.db.read().await?.rows(&sql, &filter.args).await? {
@@ -190,7 +205,7 @@ pub async fn page(call: &Call<'_>) -> Result<Answer, Failure> {
 async fn one(tx: &mut Tx, scope: Scope, id: &Id) -> Result<Row, Failure> {
     let (condition, value) = runs::named("r.", id);
     let filter = Filter::within(scope, "r").and(&condition, value);
-    let sql = format!("{SELECT} WHERE {}", filter.sql);
+    let sql = format!("{SELECT} FROM {FROM} WHERE {}", filter.sql);
     tx.row(&sql, &filter.args).await?.ok_or_else(|| Code::RunNotFound.into())
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
-pub use peer::{Cache, Exchange, PeerError, Subject, is_trusted};
+pub use peer::{Cache, Exchange, PeerError, Subject};
 
 /// A person has so long to sign in at the provider.
 pub const LOGIN_SECS: i64 = 600;

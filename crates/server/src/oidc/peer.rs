@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::id_token::{self, Expected, Jwk, TokenError};
+use crate::outgoing::Reach;
 
 /// A description and keys are asked for again after so long.
 const KEPT_SECS: i64 = 3600;
@@ -33,8 +34,8 @@ pub enum PeerError {
         why: String,
     },
     /// Its address is none that can be trusted.
-    #[error("{0}: not https")]
-    NotHttps(String),
+    #[error("{0}: not https, or an address of this machine or a private network (--allow-private-sign-in)")]
+    NotTrusted(String),
     /// It describes another one.
     #[error("{asked} describes itself as {told:?}")]
     OtherIssuer {
@@ -79,8 +80,11 @@ struct Known {
 }
 
 /// Descriptions and keys of the providers, by issuer.
-#[derive(Debug, Default)]
-pub struct Cache(Mutex<HashMap<String, Known>>);
+#[derive(Debug)]
+pub struct Cache {
+    reach: Reach,
+    known: Mutex<HashMap<String, Known>>,
+}
 
 /// A code to be redeemed.
 #[derive(Debug, Clone)]
@@ -112,27 +116,22 @@ pub struct Subject {
     pub claims: Map<String, Value>,
 }
 
-/// Whether an address may be asked: https, or this machine in tests and behind a proxy of its own.
-pub fn is_trusted(address: &str) -> bool {
+/// Whether an address may be asked: https in the public network; where private addresses are allowed also those, and
+/// this machine without TLS.
+pub fn is_trusted(address: &str, reach: &Reach) -> bool {
     let Ok(url) = Url::parse(address) else { return false };
+    if reach.forbids(&url) {
+        return false;
+    }
     let is_loopback = match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => return false,
     };
-    (url.scheme() == "https" || (url.scheme() == "http" && is_loopback))
+    (url.scheme() == "https" || (url.scheme() == "http" && is_loopback && reach.allow_private))
         && url.username().is_empty()
         && url.password().is_none()
-}
-
-fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
-        .max_redirects(0)
-        .http_status_as_error(false)
-        .build()
-        .into()
 }
 
 fn failed(url: &str, why: impl ToString) -> PeerError {
@@ -153,17 +152,31 @@ fn read<T: DeserializeOwned>(
     }
 }
 
-fn get<T: DeserializeOwned>(url: &str) -> Result<T, PeerError> {
-    if !is_trusted(url) {
-        return Err(PeerError::NotHttps(url.to_owned()));
+fn agent(url: &str, reach: &Reach) -> Result<ureq::Agent, PeerError> {
+    if !is_trusted(url, reach) {
+        return Err(PeerError::NotTrusted(url.to_owned()));
     }
-    match read(url, agent().get(url).header("accept", "application/json").call())? {
+    reach.agent(PATIENCE).map_err(|why| failed(url, why))
+}
+
+fn get<T: DeserializeOwned>(url: &str, reach: &Reach) -> Result<T, PeerError> {
+    match read(url, agent(url, reach)?.get(url).header("accept", "application/json").call())? {
         (200, value) => Ok(value),
         (status, _) => Err(failed(url, format!("status {status}"))),
     }
 }
 
 impl Cache {
+    /// Nothing is known yet.
+    pub fn new(reach: Reach) -> Cache {
+        Cache { reach, known: Mutex::default() }
+    }
+
+    /// Whether an issuer of that address may be asked.
+    pub fn may_ask(&self, issuer: &str) -> bool {
+        is_trusted(issuer, &self.reach)
+    }
+
     /// The description of that issuer.
     pub fn metadata(&self, issuer: &str, now: Timestamp) -> Result<Metadata, PeerError> {
         Ok(self.known(issuer, now, KEPT_SECS)?.metadata)
@@ -171,22 +184,22 @@ impl Cache {
 
     /// What is known of that issuer, at most so many seconds old.
     fn known(&self, issuer: &str, now: Timestamp, at_most: i64) -> Result<Known, PeerError> {
-        let lock = || self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = || self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_young = |known: &Known| (0..at_most).contains(&now.duration_since(known.at).as_secs());
         if let Some(known) = lock().get(issuer).filter(|known| is_young(known)) {
             return Ok(known.clone());
         }
         let address = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-        let metadata: Metadata = get(&address)?;
+        let metadata: Metadata = get(&address, &self.reach)?;
         if metadata.issuer != issuer {
             return Err(PeerError::OtherIssuer { asked: issuer.to_owned(), told: metadata.issuer });
         }
         for address in [&metadata.authorization_endpoint, &metadata.token_endpoint] {
-            if !is_trusted(address) {
-                return Err(PeerError::NotHttps(address.clone()));
+            if !is_trusted(address, &self.reach) {
+                return Err(PeerError::NotTrusted(address.clone()));
             }
         }
-        let keys: Map<String, Value> = get(&metadata.jwks_uri)?;
+        let keys: Map<String, Value> = get(&metadata.jwks_uri, &self.reach)?;
         // One key of a kind that is not known here does not spoil the others.
         let keys = keys.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
         let keys = keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect();
@@ -198,7 +211,7 @@ impl Cache {
     /// Redeems a code for who signed in.
     pub fn redeem(&self, asked: &Exchange, now: Timestamp) -> Result<Subject, PeerError> {
         let known = self.known(&asked.issuer, now, KEPT_SECS)?;
-        let (id_token, access_token) = redeem(&known.metadata, asked)?;
+        let (id_token, access_token) = redeem(&known.metadata, asked, &self.reach)?;
         let expected = Expected { issuer: &asked.issuer, client_id: &asked.client_id, nonce: &asked.nonce, now };
         let mut claims = match id_token::verify(&id_token, &known.keys, &expected) {
             // The provider may have changed its keys since they were read.
@@ -211,7 +224,7 @@ impl Cache {
         let id = claims.get("sub").and_then(Value::as_str).unwrap_or_default().to_owned();
         let is_short = asked.wanted.iter().any(|name| !claims.contains_key(name));
         if let (true, Some(url), Some(token)) = (is_short, &known.metadata.userinfo_endpoint, access_token) {
-            for (name, value) in userinfo(url, &token, &id)? {
+            for (name, value) in userinfo(url, &token, &id, &self.reach)? {
                 claims.entry(name).or_insert(value);
             }
         }
@@ -220,7 +233,7 @@ impl Cache {
 }
 
 /// The ID token and the access token for a code.
-fn redeem(metadata: &Metadata, asked: &Exchange) -> Result<(String, Option<String>), PeerError> {
+fn redeem(metadata: &Metadata, asked: &Exchange, reach: &Reach) -> Result<(String, Option<String>), PeerError> {
     let url = &metadata.token_endpoint;
     let mut form = vec![
         ("grant_type", "authorization_code"),
@@ -229,7 +242,7 @@ fn redeem(metadata: &Metadata, asked: &Exchange) -> Result<(String, Option<Strin
         ("client_id", &asked.client_id),
         ("code_verifier", &asked.verifier),
     ];
-    let mut request = agent().post(url).header("accept", "application/json");
+    let mut request = agent(url, reach)?.post(url).header("accept", "application/json");
     if let Some(secret) = &asked.client_secret {
         let methods = &metadata.token_endpoint_auth_methods_supported;
         let by_header = methods.is_empty() || methods.iter().any(|method| method == "client_secret_basic");
@@ -253,11 +266,8 @@ fn redeem(metadata: &Metadata, asked: &Exchange) -> Result<(String, Option<Strin
 }
 
 /// What the provider says of the person besides; it has to be the same person (OpenID Connect Core 5.3.2).
-fn userinfo(url: &str, token: &str, subject: &str) -> Result<Map<String, Value>, PeerError> {
-    if !is_trusted(url) {
-        return Err(PeerError::NotHttps(url.to_owned()));
-    }
-    let request = agent().get(url).header("accept", "application/json");
+fn userinfo(url: &str, token: &str, subject: &str, reach: &Reach) -> Result<Map<String, Value>, PeerError> {
+    let request = agent(url, reach)?.get(url).header("accept", "application/json");
     let (status, claims): (u16, Map<String, Value>) =
         read(url, request.header("authorization", format!("Bearer {token}")).call())?;
     if status != 200 {
@@ -274,19 +284,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_provider_is_asked_on_https_or_on_this_machine() {
-        for (address, expected) in [
-            ("https://id.example.com", true),
-            ("https://id.example.com/realms/one", true),
-            ("http://id.example.com", false),
-            ("http://127.0.0.1:4000", true),
-            ("http://localhost:4000", true),
-            ("http://127.0.0.1.example.com", false),
-            ("https://user:pass@id.example.com", false),
-            ("ftp://id.example.com", false),
-            ("id.example.com", false),
+    fn a_provider_is_asked_on_https_and_nearby_only_where_that_is_allowed() {
+        let closed = Reach::default();
+        let open = Reach { allow_private: true, ..Reach::default() };
+        for (address, by_default, allowed) in [
+            ("https://id.example.com", true, true),
+            ("https://id.example.com/realms/one", true, true),
+            ("http://id.example.com", false, false),
+            ("http://127.0.0.1:4000", false, true),
+            ("http://localhost:4000", false, true),
+            ("http://[::1]:4000", false, true),
+            ("https://127.0.0.1:4000", false, true),
+            ("https://10.0.0.4", false, true),
+            ("https://169.254.169.254", false, true),
+            ("http://10.0.0.4", false, false),
+            ("http://127.0.0.1.example.com", false, false),
+            ("https://user:pass@id.example.com", false, false),
+            ("ftp://id.example.com", false, false),
+            ("id.example.com", false, false),
         ] {
-            assert_eq!(is_trusted(address), expected, "{address}");
+            assert_eq!(is_trusted(address, &closed), by_default, "{address}");
+            assert_eq!(is_trusted(address, &open), allowed, "{address}, private allowed");
         }
     }
 }

@@ -13,20 +13,39 @@ struct Migration {
     name: &'static str,
     /// What its checksum is made of: a step that changed after it was applied is refused.
     source: &'static str,
+    kind: Kind,
+}
+
+enum Kind {
+    /// The source is tables as [`schema`] writes them.
+    Tables,
+    /// The source is statements, one a line, that every dialect knows.
+    Statements,
 }
 
 impl Migration {
-    /// What makes this step's tables.
     fn statements(&self, dialect: Dialect) -> Vec<String> {
-        let all = schema::tables();
-        schema::tables_of(self.source).iter().flat_map(|table| table.statements(dialect, &all)).collect()
+        match self.kind {
+            Kind::Tables => {
+                let all = schema::tables();
+                schema::tables_of(self.source).iter().flat_map(|table| table.statements(dialect, &all)).collect()
+            }
+            Kind::Statements => self.source.lines().map(|line| line.trim_end_matches(';').to_owned()).collect(),
+        }
     }
 }
 
-fn migrations() -> [Migration; 2] {
+fn migrations() -> [Migration; 3] {
     [
-        Migration { version: 1, name: "all tables", source: schema::STEPS[0] },
-        Migration { version: 2, name: "accounts", source: schema::STEPS[1] },
+        Migration { version: 1, name: "all tables", source: schema::STEPS[0], kind: Kind::Tables },
+        Migration { version: 2, name: "accounts", source: schema::STEPS[1], kind: Kind::Tables },
+        // What counts and pages of hundreds of thousands of points are read from.
+        Migration {
+            version: 3,
+            name: "indexes of lists",
+            source: include_str!("schema_indexes.sql"),
+            kind: Kind::Statements,
+        },
     ]
 }
 

@@ -138,6 +138,9 @@ impl Db {
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(Duration::from_secs(15))
+                // KiB, of each connection: the indexes that a list of 200,000 points is counted in.
+                .pragma("cache_size", "-16384")
+                .pragma("temp_store", "MEMORY")
                 .statement_cache_capacity(400);
             let connected = SqlitePoolOptions::new().max_connections(8).connect_with(options).await;
             Pool::Sqlite(connected.map_err(|source| StoreError::Connect { place: path.to_owned(), source })?)

@@ -371,11 +371,19 @@ impl TestServer {
         })
     }
 
-    /// Stops it, and gives back its folder.
+    /// Stops it.
     pub fn stop(mut self) {
         if let Some(server) = self.server.take() {
             self.runtime.block_on(server.stop());
         }
+    }
+
+    /// Stops it; its folder for another server, and a client that trusts their certificate.
+    pub fn make_way(mut self) -> (tempfile::TempDir, ureq::Agent) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+        (self.folder, self.http)
     }
 }
 
