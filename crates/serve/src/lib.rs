@@ -32,6 +32,7 @@ mod state;
 
 mod disk_cache;
 mod point_base;
+mod stream_copy;
 mod volume_base;
 
 pub use base::{Base, BaseError, FileBase, Origin, base_identity};
@@ -51,5 +52,6 @@ pub use session::{
     os_boot_id, read_session,
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
+pub use stream_copy::{StreamCopy, StreamCopyError};
 pub use vhdx_disk::VhdxDisk;
 pub use volume_base::{VolumeBase, volume_id};
