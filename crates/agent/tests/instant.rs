@@ -341,7 +341,7 @@ fn what_a_boot_reads_is_fetched_first_at_the_next() {
 fn what_cannot_be_started_is_refused() {
     let (desk, _) = desk_with_disk(4);
     let start = ["instant", "start", "--state", "sessions"];
-    desk.fails(2, "NOT_SUPPORTED", start.into_iter().chain(["DC01@latest"]));
+    desk.fails(2, "NOT_SUPPORTED", start.into_iter().chain(["DC01@latest", "--host", "local"]));
     desk.fails(6, "NOT_FOUND", start.into_iter().chain(["DC02@latest", "--host", "qemu"]));
     desk.fails(6, "NOT_FOUND", start.into_iter().chain(["--resume", "DC01", "--host", "qemu"]));
     let elsewhere = start.into_iter().chain(["DC01@latest", "--host", "qemu", "--listen", "192.0.2.1:10809"]);

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use hyperv::{CheckpointInfo, CheckpointKind, Vm};
 
+use crate::instant::{InstantLeftover, InstantStage, instant_leftovers, settle_instant};
 use crate::recovery::HostSide;
 use crate::run::BackupContext;
 use crate::state::VmJournal;
@@ -58,6 +59,13 @@ pub enum Leftover {
     },
     /// A journal of a VM that is not on this host.
     Journal,
+    /// An instant session that nobody keeps: a VM that runs from a point, or was to.
+    InstantSession {
+        /// Its id.
+        session: String,
+        /// The VM is there, with what its guest wrote: its operator goes on with it or discards it.
+        has_vm: bool,
+    },
 }
 
 /// Whose something is.
@@ -98,6 +106,14 @@ pub fn inspect(side: HostSide<'_>, from: Option<&str>) -> Result<Vec<Finding>, B
             let vm_name = vm_id.clone();
             findings.push(Finding { vm_id, vm_name, what: Leftover::Journal, verdict: Verdict::News });
         }
+    }
+    for InstantLeftover { session, vm_id, vm_name, stage, is_kept } in instant_leftovers(side.state)? {
+        if is_kept {
+            continue;
+        }
+        let has_vm = stage != InstantStage::Making;
+        let verdict = if has_vm { Verdict::News } else { Verdict::Ours };
+        findings.push(Finding { vm_id, vm_name, what: Leftover::InstantSession { session, has_vm }, verdict });
     }
     Ok(findings)
 }
@@ -218,9 +234,13 @@ pub fn clean(
                     say("removed a superseded reference point".to_owned());
                 }
                 // Closed above, or left for the repository; the others are never ours to remove.
-                Leftover::UnfinishedRun { .. } | Leftover::UnmergedDisk { .. } | Leftover::Journal => {}
+                Leftover::UnfinishedRun { .. }
+                | Leftover::UnmergedDisk { .. }
+                | Leftover::Journal
+                | Leftover::InstantSession { .. } => {}
             }
         }
     }
+    done.extend(settle_instant(side.host, side.state)?);
     Ok(done)
 }

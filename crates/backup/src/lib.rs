@@ -3,7 +3,8 @@
 //! [`back_up_vm`] freezes a VM through `hyperv`, reads its disks in full or as what changed since the last point, and
 //! commits a *point*: one Kopia snapshot with the VM's definition and one complete VHDX per disk. [`list_points`] and
 //! [`select_point`] find points, [`restore_disk`] brings a disk back, [`restore_vm`] a whole VM, [`restore_in_place`] what
-//! differs in the disks of a VM that is there; [`verify_point`] proves that it could. [`retention`] decides which points
+//! differs in the disks of a VM that is there; [`instant`] makes a VM whose disks stay in the repository until they have
+//! moved; [`verify_point`] proves that it could. [`retention`] decides which points
 //! stay, [`hold`] keeps some whatever it says; [`evidence`] is what checks of points found, [`janitor`] what runs left.
 //!
 //! How a disk is stored: `layout.rs` cuts the canonical VHDX stream into segments, `pipeline.rs` turns the source into
@@ -24,6 +25,7 @@ pub mod evidence;
 mod held_locks;
 pub mod hold;
 mod in_place;
+pub mod instant;
 pub mod janitor;
 pub mod layout;
 mod observer;

@@ -25,14 +25,18 @@ mod undo;
 use hyperv::{Definition, Difference, Host, Vm};
 use kopia_repo::Repository;
 
-pub(crate) use self::journal::{InPlaceDisk, InPlaceWork, RestoreJournal, Work};
+pub(crate) use self::journal::{InPlaceDisk, InPlaceWork, RestoreJournal, Scratch, Work};
 pub use self::kept::{KeptVm, kept_vms, remove_due_vms};
 pub use self::make::restore_vm;
+pub(crate) use self::make::{ImportFiles, import_files, missing_above, on_target, registered, remove_scratch};
 pub use self::obstacle::RestoreObstacle;
 pub(crate) use self::obstacle::sort;
+pub(crate) use self::place::join;
 pub use self::plan::{PlannedDisk, Quote, RestorePlan, plan_restore};
 pub(crate) use self::plan::{estimate, probe};
-pub(crate) use self::undo::unfinished_in_place;
+pub(crate) use self::undo::{
+    UnfinishedVm, remove_all_configurations, remove_made, remove_when_idle, unfinished_in_place,
+};
 pub use self::undo::{open_restores, settle_restores};
 use crate::observer::Observer;
 use crate::point::Point;

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::cim_xml::CimXmlError;
+use crate::initiator::SESSION_BUSY;
 use crate::seam::{ObjectPath, VirtDiskError, WmiError};
 
 /// What a caller can do about an error.
@@ -271,7 +272,8 @@ fn return_code_kind(method: &str, code: u32) -> ErrorKind {
         32779 if IN_USE_FOR.contains(&method) => ErrorKind::Busy,
         1 | 32770 => ErrorKind::Unsupported,
         3 | 32772 => ErrorKind::Timeout,
-        5 | 32774 | 32775 => ErrorKind::Busy,
+        5 | 32774 | 32775 | SESSION_BUSY => ErrorKind::Busy,
+        0xEFFF_0009 | 0xEFFF_000A => ErrorKind::AccessDenied,
         32769 => ErrorKind::AccessDenied,
         32779 | 32789 => ErrorKind::NotFound,
         _ => ErrorKind::Other,
@@ -301,6 +303,15 @@ fn return_code_text(code: u32) -> &'static str {
         32779 => "file not found or in use",
         32787 => "cycle in the disk chain",
         32789 => "object not found",
+        // The iSCSI initiator's (spec 7.2).
+        0xEFFF_0002 => "the login failed",
+        0xEFFF_0003 => "the target cannot be reached",
+        0xEFFF_0009 => "the target does not know this user or secret",
+        0xEFFF_000A => "the target does not let this host in",
+        0xEFFF_0013 => "the target serves nobody now",
+        0xEFFF_0015 => "the connection is there already",
+        0xEFFF_0016 => "the session is there already",
+        0xEFFF_001F => "the session is in use",
         _ => "a code without a documented meaning",
     }
 }

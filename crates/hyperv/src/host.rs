@@ -93,6 +93,15 @@ impl Host {
         })
     }
 
+    /// The folder that new VMs go to when nobody says another.
+    pub fn default_vm_folder(&self) -> Result<Option<String>, Error> {
+        let attempt = "look for the host's folder for VMs";
+        let found = self.find(attempt, &wql::all("Msvm_VirtualSystemManagementServiceSettingData"))?;
+        let folder =
+            found.first().and_then(|settings| settings.get("DefaultExternalDataRoot").as_str().map(str::to_owned));
+        Ok(folder.filter(|folder| !folder.is_empty()))
+    }
+
     fn why_no_service(&self) -> ProbeError {
         let query = wql::by("Win32_Service", "Name", "vmms");
         match self.query("probe Hyper-V", Namespace::Cimv2, &query).unwrap_or_default().first() {

@@ -36,6 +36,9 @@
 //! [`Definition::differences`] tells how it differs from what was stored. [`Vm::protection`] says of any VM, before the
 //! first backup, what its backups will be.
 //!
+//! A VM that runs from a backup has its disks on a volume that comes over iSCSI: `initiator.rs` logs in, `host_disk.rs`
+//! shows the volume in a folder, `disk_chain.rs` makes children of its files and gives them local parents in the end.
+//!
 //! Which class, which property, which method, in which order, and what each error means is decided here, and compiled
 //! and tested on every platform. What touches the operating system is behind [`seam`]: WMI queries and calls,
 //! `virtdisk.dll`, plain files, and the clock.
@@ -86,6 +89,10 @@ mod reference_point;
 mod power;
 mod recreate;
 
+mod disk_chain;
+mod host_disk;
+mod initiator;
+
 pub use changes::{ChangesError, ChangesErrorKind, rct_id_is_reused};
 pub use checkpoint::{Checkpoint, CheckpointRequest, ConfigPaths, Consistency, FreezeHooks, FrozenDisk, GuestBackup};
 pub use checkpoint_list::{CheckpointInfo, CheckpointKind};
@@ -97,6 +104,8 @@ pub use error::{CreateError, Error, ErrorKind, JobFailure};
 pub use frozen::{ChainMember, FrozenReader};
 pub use guest::{Guest, GuestFamily};
 pub use host::{Host, HostFacts, ProbeError};
+pub use host_disk::HostDisk;
+pub use initiator::{InitiatorService, InitiatorSession, TargetLogin, TargetPortal};
 pub use inventory::{ExcludedDisk, Exclusion, FindError, TrackingSupport, UnreadableDisk, Vm, VmDisk, VssReadiness};
 pub use job::{Cancel, JobLimits};
 pub use merge::{ChainBefore, MergeOutcome, UnmergedDisk};

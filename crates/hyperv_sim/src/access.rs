@@ -25,6 +25,10 @@ pub(crate) fn grant(tx: &mut Tx<'_>, vm_id: &str, file: &WinPath) -> Result<(), 
 /// The first of these files that the VM's account may not open.
 pub(crate) fn denied<'a>(tx: &Tx<'_>, vm: &Vm, files: &'a [WinPath]) -> Option<&'a WinPath> {
     files.iter().find(|file| {
+        // Files of such volumes let in every VM of the host by an entry of their own.
+        if tx.store.volumes.open(file).is_some() {
+            return false;
+        }
         let number = number_of(tx, file);
         !vm.grants.iter().any(|grant| grant.file == **file && Some(grant.file_number) == number)
     })

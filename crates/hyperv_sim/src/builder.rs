@@ -74,7 +74,11 @@ impl Builder {
 
     pub(crate) fn build(mut self) -> Instance {
         if let Some(host) = &self.host {
-            let value = |key: &String| self.instance.get(key).as_str().unwrap_or_default().to_owned();
+            let value = |key: &String| {
+                let value = self.instance.get(key);
+                let number = || value.as_u64().map(|number| number.to_string());
+                value.as_str().map(str::to_owned).or_else(number).unwrap_or_default()
+            };
             let keys: Vec<(String, String)> = self.class.keys.iter().map(|key| (key.clone(), value(key))).collect();
             let keys: Vec<(&str, &str)> = keys.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             self.instance.path = Some(format_path(host, self.class.namespace, &self.class.name, &keys));

@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use vhdx::{
-    CreateOptions, DifferencingOptions, DiskGeometry, ExtentKind, FileInfo, OpenError, OpenOptions, OpenedDisk,
-    ParentSearch, VirtualDisk, WritableVhdx,
+    CreateOptions, DifferencingOptions, DiskGeometry, ExtentKind, FileInfo, Layer, LayerFile, OpenError, OpenOptions,
+    OpenedDisk, ParentPaths, ParentSearch, VhdxFile, VirtualDisk, WritableVhdx,
 };
 
 use crate::error::LabError;
 use crate::paths::{WinPath, from_sandbox};
+use crate::storage::RemoteFile;
 use crate::store::Store;
 use crate::vhd::{self, VhdWriter};
 
@@ -19,7 +21,60 @@ const COPY_PIECE_BYTES: u64 = 1 << 20;
 
 /// A disk with its parents, as it stands in the files.
 pub(crate) fn open_chain(store: &Store, path: &WinPath) -> Result<Result<OpenedDisk, OpenError>, LabError> {
+    // Volumes first: a file of the host that looks like the parent is not taken for it.
+    if store.volumes.are_shown()
+        && !is_vhd(path)
+        && let Some(opened) = across_volumes(store, path)?
+    {
+        return Ok(opened);
+    }
     Ok(vhdx::open_disk(&store.file(path)?, &options(store)))
+}
+
+/// A chain of VHDX files that ends on a volume; `None` when it does not.
+fn across_volumes(store: &Store, path: &WinPath) -> Result<Option<Result<OpenedDisk, OpenError>>, LabError> {
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut next = Some(path.clone());
+    let mut is_on_volume = false;
+    while let Some(at) = next.take().filter(|_| layers.len() < 64) {
+        let file = match store.volumes.open(&at) {
+            Some(Ok(file)) => {
+                is_on_volume = true;
+                VhdxFile::open(Arc::new(file))
+            }
+            Some(Err(error)) => {
+                return Ok(Some(Err(OpenError::File { action: "read", path: store.file(&at)?, source: error })));
+            }
+            None => match File::open(store.file(&at)?) {
+                Ok(file) => VhdxFile::open(Arc::new(file)),
+                Err(_) => return Ok(None),
+            },
+        };
+        let file = match file {
+            Ok(file) => file,
+            Err(error) => return Ok(is_on_volume.then_some(Err(error))),
+        };
+        next = file.parent_locator().and_then(|locator| parent_named(store, &at, locator));
+        layers.push(Layer { path: store.file(&at)?, file: LayerFile::Vhdx(Box::new(file)) });
+    }
+    Ok(is_on_volume.then(|| OpenedDisk::from_layers(layers)))
+}
+
+/// The file that a locator names, by the paths that Windows follows.
+fn parent_named(store: &Store, child: &WinPath, locator: &vhdx::ParentLocator) -> Option<WinPath> {
+    let absolute = locator.absolute_win32_path.as_deref().map(WinPath::new);
+    let relative = locator.relative_path.as_deref().map(|path| {
+        let mut at = child.folder();
+        for name in path.split('\\') {
+            match name {
+                "." => {}
+                ".." => at = at.folder(),
+                name => at = at.join(name),
+            }
+        }
+        at
+    });
+    absolute.into_iter().chain(relative).find(|path| store.volumes.open(path).is_some() || store.has_file(path))
 }
 
 fn options(store: &Store) -> OpenOptions {
@@ -62,7 +117,14 @@ impl GuestDisk {
         let file = match is_vhd(path) {
             true => GuestFile::Vhd(VhdWriter::open(&file, &options(store))?),
             false => {
-                let file = WritableVhdx::open(&file, &options(store));
+                let file = match parent_on_volume(store, path)? {
+                    Some(parent) => {
+                        let opened = File::options().read(true).write(true).open(&file);
+                        let opened = opened.map_err(LabError::io("open for writing", &file))?;
+                        WritableVhdx::from_file(Arc::new(opened), Some(parent))
+                    }
+                    None => WritableVhdx::open(&file, &options(store)),
+                };
                 GuestFile::Vhdx(Box::new(file.map_err(LabError::disk("open for writing", path.as_str()))?))
             }
         };
@@ -119,6 +181,20 @@ impl GuestDisk {
             GuestFile::Vhd(_) => Ok(()),
         }
     }
+}
+
+/// What answers for a child whose parent lies on a volume.
+fn parent_on_volume(store: &Store, path: &WinPath) -> Result<Option<Arc<dyn VirtualDisk>>, LabError> {
+    if !store.volumes.are_shown() {
+        return Ok(None);
+    }
+    let Some(chain) = across_volumes(store, path)? else { return Ok(None) };
+    // Opened as a whole first, which checks that it is the parent.
+    let chain = chain.map_err(LabError::disk("open the parents of", path.as_str()))?;
+    let paths = chain_paths(store, &chain);
+    drop(chain);
+    let Some(parent) = paths.get(1) else { return Ok(None) };
+    Ok(Some(Arc::new(open(store, parent)?)))
 }
 
 /// VHD files are known by their names, as Hyper-V knows them.
@@ -197,10 +273,52 @@ pub(crate) fn create_child(store: &Store, child: &WinPath, parent: &WinPath) -> 
     if is_vhd(parent) {
         return vhd::create_child(&store.file(child)?, &store.file(parent)?, &options(store));
     }
+    if let Some(file) = store.volumes.open(parent) {
+        return create_child_of_volume(store, child, parent, file.map_err(LabError::disk("open", parent.as_str()))?);
+    }
     settle(store, parent)?;
     let (child_file, parent_file) = (store.file(child)?, store.file(parent)?);
     vhdx::create_differencing(&child_file, &parent_file, &DifferencingOptions::default())
         .map_err(LabError::disk("create a child of", parent.as_str()))
+}
+
+fn create_child_of_volume(store: &Store, child: &WinPath, parent: &WinPath, file: RemoteFile) -> Result<(), LabError> {
+    let failed = || LabError::disk("create a child of", parent.as_str());
+    let opened = VhdxFile::open(Arc::new(file)).map_err(LabError::disk("open", parent.as_str()))?;
+    let path = store.file(child)?;
+    let paths = ParentPaths { relative_path: None, absolute_win32_path: Some(parent.as_str().to_owned()) };
+    let target = File::options().read(true).write(true).create_new(true).open(&path);
+    let target = target.map_err(LabError::io("create", &path))?;
+    let made = vhdx::create_differencing_in(&target, &opened, &paths, &DifferencingOptions::default());
+    made.map_err(failed()).inspect_err(|_| {
+        // A half-made file is worse than none; the error is reported.
+        let _ = std::fs::remove_file(&path);
+    })
+}
+
+/// Gives a child another parent of the same identity; the text says why not, with the host's code.
+pub(crate) fn set_parent(store: &Store, child: &WinPath, parent: &WinPath) -> Result<Result<(), String>, LabError> {
+    let info = leaf_info(&open(store, parent)?);
+    let (child_file, parent_file) = (store.file(child)?, store.file(parent)?);
+    let mut file =
+        WritableVhdx::open_without_parent(&child_file).map_err(LabError::disk("open for writing", child.as_str()))?;
+    let Some(known) = file.info().parent else { return Ok(Err("it has no parent. (0xC03A0007)".into())) };
+    if !known.matches(info.data_write_guid) || file.info().virtual_disk_id != info.virtual_disk_id {
+        return Ok(Err(format!("{} is not the parent that it was made for. (0xC03A000E)", parent.as_str())));
+    }
+    let paths =
+        ParentPaths::between(&child_file, &parent_file).map_err(LabError::disk("set the parent of", child.as_str()))?;
+    let locator = vhdx::ParentLocator {
+        parent_linkage: info.data_write_guid,
+        parent_linkage2: vhdx::Guid::ZERO,
+        relative_path: paths.relative_path,
+        volume_path: None,
+        absolute_win32_path: Some(parent.as_str().to_owned()),
+    };
+    file.set_parent_locator(&locator)
+        .and_then(|()| file.close())
+        .map_err(LabError::disk("set the parent of", child.as_str()))?;
+    Ok(Ok(()))
 }
 
 /// Replays the log of a file whose writer was killed: a parent must be clean.

@@ -55,13 +55,16 @@ impl HostFiles for LabFiles {
                 let text = format!("{} is open for writing (0x80070020)", path.as_str());
                 return Ok(Err(io::Error::new(io::ErrorKind::ResourceBusy, text)));
             }
+            if let Some(file) = tx.store.volumes.open(&path) {
+                return Ok(file.map(|file| Box::new(file) as HostFile));
+            }
             let file = match self.existing(&path).and_then(File::open) {
                 Ok(file) => file,
                 Err(e) => return Ok(Err(e)),
             };
-            Ok(Ok(SharedFile { file, _held: tx.store.hold_handle(&path)? }))
+            Ok(Ok(Box::new(SharedFile { file, _held: tx.store.hold_handle(&path)? }) as HostFile))
         });
-        Ok(Box::new(opened.map_err(broken)??))
+        opened.map_err(broken)?
     }
 
     fn facts(&self, path: &str) -> io::Result<FileFacts> {

@@ -173,6 +173,7 @@ impl LabHost {
             Some((_, state)) => state,
             None => self.store.read_state()?,
         };
+        self.store.volumes.follow(&state.storage);
         self.clock.advance_to_ms(state.time_ms);
         let now_ms = self.clock.unix_ms().max(state.time_ms);
         let mut tx = Tx { store: &self.store, now_ms, call_ms: now_ms, state, edited: false, lock };

@@ -5,6 +5,7 @@ use crate::checkpoint;
 use crate::error::LabError;
 use crate::failure::{FAILED, Failure};
 use crate::faults::Fault;
+use crate::files_of_disks;
 use crate::host::Tx;
 use crate::planned;
 use crate::power;
@@ -35,7 +36,13 @@ pub(crate) fn start(tx: &mut Tx<'_>, vm: &str, method: &str, action: Action) -> 
             Action::Validate => 140,
             Action::Realize => 141,
             // The reference names no number for these.
-            Action::Change { .. } | Action::Define { .. } | Action::DestroySystem | Action::Power { .. } => 0,
+            Action::Change { .. }
+            | Action::Define { .. }
+            | Action::DestroySystem
+            | Action::Power { .. }
+            | Action::CreateChild { .. }
+            | Action::SetParent { .. }
+            | Action::MergeFiles { .. } => 0,
         },
         started_ms: tx.now_ms,
         due_ms: tx.now_ms.saturating_add(tx.options.job_ms).saturating_add(delay_ms),
@@ -102,6 +109,9 @@ pub(crate) fn perform(tx: &mut Tx<'_>, vm: &str, action: &Action) -> Result<Resu
         Action::DestroySystem => nothing(planned::destroy(tx, vm)),
         Action::Export { folder, settings } => nothing(planned::export(tx, vm, folder, settings)?),
         Action::Power { to } => nothing(power::change(tx, vm, *to)?),
+        Action::CreateChild { child, parent } => nothing(files_of_disks::create_child(tx, child, parent)?),
+        Action::SetParent { child, parent } => nothing(files_of_disks::set_parent(tx, child, parent)?),
+        Action::MergeFiles { child, parent } => nothing(files_of_disks::merge(tx, child, parent)?),
     })
 }
 

@@ -11,6 +11,8 @@
 //! - the guests: [`LabHost::guest_write`], [`VssBehaviour`];
 //! - the administrator: checkpoints made, deleted and applied, disks added, removed, moved and resized, files moved,
 //!   [`LabHost::copy_disk`] and [`LabHost::revert_disk`] for storage that goes back in time;
+//! - an iSCSI initiator that is real on the wire: a target of the program under test is logged in to over TCP, its NTFS
+//!   volume is shown in a folder, and a VM whose disk has its parent there reads through the target, or fails with it;
 //! - misfortune: [`LabHost::inject`] for a [`Fault`], [`LabHost::unclean_stop`], [`LabHost::restart_service`].
 //!
 //! [`LabOptions`] says how the host behaves where real ones differ or nobody knows: jobs, null outputs as on Server 2025,
@@ -30,7 +32,7 @@
 //! stricter one: level 1 of a stopped VM fails, generation 2 starts without a controller, an id in use fails an import by
 //! its job, a checkpoint's definition is imported under the checkpoint's name.
 //!
-//! Not here: live migration, storage migration as a method, iSCSI, WMI events, exports of differences, planned systems that
+//! Not here: live migration, storage migration as a method, writes to iSCSI disks, WMI events, exports of differences, planned systems that
 //! keep their checkpoints, floppy drives, dynamic VHD files for writing, the memory of saved VMs.
 //!
 //! Read `host.rs`, then `state.rs`, `checkpoint.rs`, `merge.rs` and `tracking.rs` for backups, `planned.rs` and
@@ -56,13 +58,16 @@ mod extents;
 mod failure;
 mod faults;
 mod files;
+mod files_of_disks;
 mod guest;
 mod host;
+mod initiator;
 mod jobs;
 mod merge;
 mod methods;
 mod names;
 mod new_vm;
+mod ntfs;
 mod object_path;
 mod objects;
 mod options;
@@ -76,6 +81,7 @@ mod schema;
 mod security;
 mod service;
 mod state;
+mod storage;
 mod store;
 mod system_settings;
 mod templates;

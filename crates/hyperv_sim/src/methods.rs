@@ -20,6 +20,7 @@ mod resources;
 mod security;
 mod settings;
 mod snapshot;
+mod storage;
 mod system;
 
 const STARTED: u32 = 4096;
@@ -64,6 +65,22 @@ pub(crate) fn call(tx: &mut Tx<'_>, object: &Instance, method: &str, inputs: &In
         (IMAGES, "GetVirtualHardDiskSettingData") => image::setting_data(tx, inputs)?,
         (IMAGES, "GetVirtualHardDiskState") => image::state(tx, inputs)?,
         (IMAGES, "GetVirtualDiskChanges") => image::changes(tx, inputs)?,
+        (IMAGES, "CreateVirtualHardDisk") => image::create(tx, inputs)?,
+        (IMAGES, "SetParentVirtualHardDisk") => image::set_parent(tx, inputs)?,
+        (IMAGES, "MergeVirtualHardDisk") => image::merge(tx, inputs)?,
+        ("Win32_Service", "StartService") => storage::start_service(tx, object),
+        ("MSFT_iSCSITargetPortal", "New") => storage::new_portal(tx, inputs),
+        ("MSFT_iSCSITargetPortal", "Update") => storage::update_portal(tx, object),
+        ("MSFT_iSCSITargetPortal", "Remove") => storage::remove_portal(tx, object),
+        ("MSFT_iSCSITarget", "Connect") => storage::connect(tx, inputs),
+        ("MSFT_iSCSITarget", "Disconnect") => storage::disconnect(tx, object, inputs),
+        // What the host knows is always new here.
+        ("MSFT_iSCSITarget", "Update") | ("MSFT_StorageSetting", "UpdateHostStorageCache") => answer(0),
+        ("MSFT_Disk", "Online") => storage::set_offline(tx, object, false)?,
+        ("MSFT_Disk", "Offline") => storage::set_offline(tx, object, true)?,
+        ("MSFT_Disk", "SetAttributes") => storage::set_attributes(tx, object, inputs),
+        ("MSFT_Partition", "AddAccessPath") => storage::add_access_path(tx, object, inputs)?,
+        ("MSFT_Partition", "RemoveAccessPath") => storage::remove_access_path(tx, object, inputs)?,
         ("Msvm_ConcreteJob" | "Msvm_StorageJob", "RequestStateChange") => jobs::cancel(tx, object, inputs)?,
         ("Msvm_ConcreteJob" | "Msvm_StorageJob", "GetErrorEx") => jobs::errors(tx, object),
         ("Msvm_ConcreteJob" | "Msvm_StorageJob", "KillJob") => answer(1),

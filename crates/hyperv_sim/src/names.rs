@@ -186,7 +186,8 @@ impl Wmi for NamedWmi {
         method: &str,
         parameters: &[(&str, CimValue)],
     ) -> Result<MethodOutput, WmiError> {
-        let class = parse_path(object.as_str()).map(|path| path.class).unwrap_or_default();
+        // A path that is none is the class itself.
+        let class = parse_path(object.as_str()).map_or_else(|| object.as_str().to_owned(), |path| path.class);
         note(namespace, Use::Call(&class, method));
         let signature = schema().class(&class).and_then(|class| class.methods.get(method));
         for (name, value) in parameters {

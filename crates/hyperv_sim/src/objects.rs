@@ -13,10 +13,12 @@ use crate::templates;
 mod associations;
 mod host;
 mod job;
+mod storage;
 mod system;
 
 pub(crate) use associations::pairs;
 pub(crate) use job::is_cancellable;
+pub(crate) use storage::{is_used, serial_of};
 pub(crate) use system::{enabled_state, system_settings};
 
 /// All objects of a class and its subclasses, in the order in which the host lists them.
@@ -79,6 +81,7 @@ pub(crate) fn instances(tx: &Tx<'_>, class: &Class) -> Vec<Instance> {
         list.extend(tx.jobs.iter().map(|job| job::concrete_job(tx, job)));
     }
     list.extend(host::instances(tx, &wanted));
+    list.extend(storage::instances(tx, &wanted));
     list.extend(templates::instances(tx, &wanted));
     list
 }
@@ -93,7 +96,10 @@ pub(crate) fn find(tx: &Tx<'_>, path: &ParsedPath) -> Option<Instance> {
     }
     instances(tx, class).into_iter().find(|instance| {
         path.keys.iter().all(|(name, value)| {
-            instance.get(name).as_str().is_some_and(|known| known.to_lowercase() == value.to_lowercase())
+            let known = instance.get(name);
+            let number = || known.as_u64().map(|number| number.to_string());
+            let known = known.as_str().map(str::to_lowercase).or_else(number);
+            known.is_some_and(|known| known == value.to_lowercase())
         })
     })
 }

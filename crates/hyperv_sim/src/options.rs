@@ -52,6 +52,10 @@ pub struct LabOptions {
     pub cluster: Option<LabCluster>,
     /// How many physical disks can be passed through.
     pub physical_disks: u32,
+    /// From a login to an iSCSI target until its disks are there.
+    pub disk_arrival_ms: u64,
+    /// Disks that arrive are on-line and writable at once, as on Windows 10; servers bring them up off-line and read-only.
+    pub new_disks_online: bool,
     /// The newest configuration version that the host can import and make.
     pub max_configuration_version: String,
 }
@@ -102,6 +106,8 @@ impl Default for LabOptions {
             switches: vec![LabSwitch { id: "C08CB7B8-9B3C-408E-8E30-5E16A3AEB444".into(), name: "LAN".into() }],
             cluster: None,
             physical_disks: 0,
+            disk_arrival_ms: 0,
+            new_disks_online: false,
             max_configuration_version: "10.0".into(),
         }
     }

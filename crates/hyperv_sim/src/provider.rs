@@ -147,12 +147,15 @@ impl Wmi for LabWmi {
                         _ => {}
                     }
                 }
-                let instance = resolve(tx, namespace, object)?;
+                let (instance, is_class) = match class_named(namespace, object)? {
+                    Some(class) => (class, true),
+                    None => (resolve(tx, namespace, object)?, false),
+                };
                 let class = schema().own(&instance.class);
-                let signature = class
-                    .methods
-                    .get(method)
-                    .ok_or_else(|| Refusal::Wmi(INVALID_METHOD, format!("{} has no method {method}", class.name)))?;
+                let signature =
+                    class.methods.get(method).filter(|signature| signature.is_static == is_class).ok_or_else(|| {
+                        Refusal::Wmi(INVALID_METHOD, format!("{} has no method {method}", class.name))
+                    })?;
                 let inputs = check_inputs(tx, signature, parameters)?;
                 let planned = faults.iter().find_map(|fault| match fault {
                     Fault::MethodReturns { method: failing, return_value } if failing == method => Some(*return_value),
@@ -250,6 +253,17 @@ fn associated(
         }
     }
     Ok(found)
+}
+
+/// The class itself, when the path is nothing but its name: what static methods are called on.
+fn class_named(namespace: Namespace, path: &ObjectPath) -> Result<Option<Instance>, Refusal> {
+    let name = path.as_str();
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Ok(None);
+    }
+    let class = schema().class(name).filter(|class| class.namespace == namespace);
+    let class = class.ok_or_else(|| Refusal::Wmi(INVALID_CLASS, format!("there is no class {name}")))?;
+    Ok(Some(Instance { class: class.name.clone(), path: None, properties: BTreeMap::new() }))
 }
 
 /// The object that a path names, in this namespace of this host.

@@ -230,7 +230,7 @@ impl Work<'_> {
 
     /// Whether a file can be the disk of a drive: it exists, it is a disk, and no other drive has it.
     fn check_disk_file(&self, file: &WinPath, place: Option<&str>, shared: bool) -> Result<Outcome, LabError> {
-        if !file.in_sandbox(self.tx.store.root()).is_some_and(|file| file.is_file()) {
+        if !self.tx.store.has_file(file) {
             return Ok(refuse(&format!("{} does not exist", file.as_str())));
         }
         if let Err(e) = disks::open_chain(self.tx.store, file)? {

@@ -29,6 +29,8 @@ pub(crate) struct Class {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Method {
+    /// Of the class, not of an instance.
+    pub(crate) is_static: bool,
     pub(crate) inputs: BTreeMap<String, Type>,
     pub(crate) outputs: BTreeMap<String, Type>,
 }
@@ -85,6 +87,7 @@ impl Schema {
                     None => {}
                     Some("cimv2") => class.namespace = Namespace::Cimv2,
                     Some("cluster") => class.namespace = Namespace::Cluster,
+                    Some("storage") => class.namespace = Namespace::Storage,
                     Some(other) => panic!("schema.json: no namespace {other:?}"),
                 }
                 class.is_association |= source.association;
@@ -95,9 +98,8 @@ impl Schema {
                     let types = |raw: &BTreeMap<String, String>| {
                         raw.iter().map(|(name, kind)| (name.clone(), Type::parse(kind))).collect()
                     };
-                    class
-                        .methods
-                        .insert(method.clone(), Method { inputs: types(&raw.inputs), outputs: types(&raw.outputs) });
+                    let (inputs, outputs) = (types(&raw.inputs), types(&raw.outputs));
+                    class.methods.insert(method.clone(), Method { is_static: raw.is_static, inputs, outputs });
                 }
                 next = source.superclass.clone();
             }
@@ -211,6 +213,8 @@ struct RawClass {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawMethod {
+    #[serde(default, rename = "static")]
+    is_static: bool,
     #[serde(rename = "in")]
     inputs: BTreeMap<String, String>,
     #[serde(rename = "out")]

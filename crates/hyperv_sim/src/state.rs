@@ -9,6 +9,7 @@ use crate::error::LabError;
 use crate::options::LabOptions;
 use crate::paths::WinPath;
 use crate::properties::Properties;
+use crate::storage::Storage;
 
 /// The version of this layout.
 pub(crate) const FORMAT: u32 = 2;
@@ -33,6 +34,9 @@ pub(crate) struct HostState {
     pub(crate) sequences: BTreeMap<String, u32>,
     /// The management service is down until then.
     pub(crate) service_down_until_ms: u64,
+    /// iSCSI sessions, and disks and volumes that came over them.
+    #[serde(default)]
+    pub(crate) storage: Storage,
     /// Disk files whose changes are tracked. The records themselves lie beside the files.
     pub(crate) tracked: Vec<WinPath>,
     /// What to do if the operation that is under way now is never committed.
@@ -301,6 +305,21 @@ pub(crate) enum Action {
     Power {
         to: Power,
     },
+    /// Makes a differencing file.
+    CreateChild {
+        child: WinPath,
+        parent: WinPath,
+    },
+    /// Gives a differencing file another parent.
+    SetParent {
+        child: WinPath,
+        parent: WinPath,
+    },
+    /// Folds a file that nobody uses into its parent.
+    MergeFiles {
+        child: WinPath,
+        parent: WinPath,
+    },
 }
 
 /// A change of the devices of one configuration.
@@ -333,6 +352,7 @@ impl HostState {
             events: Vec::new(),
             sequences: BTreeMap::new(),
             service_down_until_ms: 0,
+            storage: Storage::default(),
             tracked: Vec::new(),
             undo: Vec::new(),
             redo: Vec::new(),

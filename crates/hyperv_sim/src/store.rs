@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::LabError;
 use crate::paths::WinPath;
 use crate::state::HostState;
+use crate::storage::Volumes;
 
 const STATE_FILE: &str = "host.json";
 const LOCK_FILE: &str = "host.lock";
@@ -25,6 +26,8 @@ pub(crate) struct Store {
     root: PathBuf,
     /// The state as of a version of the file, so that calls that change nothing need not parse it.
     cache: Mutex<Option<(FileVersion, HostState)>>,
+    /// Volumes that came over iSCSI, in their folders.
+    pub(crate) volumes: Volumes,
     writes: AtomicU64,
     /// The write at which the process "dies"; [`u64::MAX`] for never.
     crash_at: AtomicU64,
@@ -46,7 +49,13 @@ pub(crate) struct HostLock<'a> {
 
 impl Store {
     pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root, cache: Mutex::new(None), writes: AtomicU64::new(0), crash_at: AtomicU64::new(u64::MAX) }
+        Self {
+            root,
+            cache: Mutex::new(None),
+            volumes: Volumes::default(),
+            writes: AtomicU64::new(0),
+            crash_at: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -128,6 +137,14 @@ impl Store {
     pub(crate) fn file(&self, path: &WinPath) -> Result<PathBuf, LabError> {
         path.in_sandbox(&self.root)
             .ok_or_else(|| LabError::refused("map a path", format!("{:?} is no path on this host", path.as_str())))
+    }
+
+    /// Whether a file is there, on the host's drives or on a volume that is shown in a folder of them.
+    pub(crate) fn has_file(&self, path: &WinPath) -> bool {
+        match self.volumes.open(path) {
+            Some(file) => file.is_ok(),
+            None => path.in_sandbox(&self.root).is_some_and(|file| file.is_file()),
+        }
     }
 
     /// Registers an open handle to a disk file. It lasts as long as the returned file, also when the process is killed.

@@ -1,6 +1,8 @@
 //! No name is unchecked: each that the program uses is changed, and the simulator refuses it.
 
 mod support;
+#[path = "support/target.rs"]
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +12,7 @@ use support::Client;
 
 struct Host {
     _dir: tempfile::TempDir,
+    _target: target::TestTarget,
     client: Client,
 }
 
@@ -22,7 +25,16 @@ fn host() -> Host {
     lab.add_vm("web", &[DiskSource::Empty { size_bytes: 1 << 20 }], VmOptions::default()).unwrap();
     let client = Client::new(&lab);
     client.start_checkpoint("web", 2);
-    Host { _dir: dir, client }
+    // A disk that came over iSCSI, with its portal, target, session and partition.
+    let target = target::TestTarget::serve(vec![vec![1; 4096]]);
+    let host = hyperv::Host::new(lab.plain_seam());
+    let portal = hyperv::TargetPortal { address: "127.0.0.1".into(), port: target.address.port() };
+    let (name, user, secret) = (target::TARGET.into(), target::USER.into(), target::SECRET.into());
+    host.start_initiator().unwrap();
+    host.add_portal(&portal).unwrap();
+    host.connect_target(&hyperv::TargetLogin { portal, target: name, user, secret }).unwrap();
+    host.bring_disk_online(&host.find_host_disk(&target.serial).unwrap().unwrap()).unwrap();
+    Host { _dir: dir, _target: target, client }
 }
 
 fn namespace(name: &str) -> Namespace {
@@ -106,13 +118,46 @@ impl Host {
     }
 
     /// An object of a class, with a class that stands for the whole path of a class without objects.
-    fn object(&self, class: &str) -> ObjectPath {
-        let found = self.client.query(&format!("SELECT * FROM {class}"));
-        found.into_iter().find_map(|instance| instance.path).unwrap_or_else(|| panic!("there is no {class}"))
+    fn object(&self, space: Namespace, class: &str) -> ObjectPath {
+        let found = self.client.seam.wmi.query(space, &format!("SELECT * FROM {class}")).unwrap();
+        let mut paths = found.into_iter().filter_map(|instance| instance.path);
+        // Elsewhere what the host has by itself comes first.
+        let path = if space == Namespace::Virtualization { paths.next() } else { paths.next_back() };
+        path.unwrap_or_else(|| panic!("there is no {class}"))
     }
 
-    fn call(&self, class: &str, method: &str, parameters: &[(&str, CimValue)]) -> Result<(), WmiError> {
-        self.client.call(&self.object(class), method, parameters).map(drop)
+    /// What a method is called on: the class itself, for those that are the class's.
+    fn subject(&self, space: Namespace, class: &str, method: &str) -> ObjectPath {
+        let of_class = ["New", "Connect", "UpdateHostStorageCache"].contains(&method);
+        if of_class { ObjectPath::new(class) } else { self.object(space, class) }
+    }
+
+    fn call(
+        &self,
+        space: Namespace,
+        class: &str,
+        method: &str,
+        parameters: &[(&str, CimValue)],
+    ) -> Result<(), WmiError> {
+        self.call_on(space, &self.subject(space, class, method), method, parameters)
+    }
+
+    fn call_on(
+        &self,
+        space: Namespace,
+        object: &ObjectPath,
+        method: &str,
+        parameters: &[(&str, CimValue)],
+    ) -> Result<(), WmiError> {
+        self.client.seam.wmi.call(space, object, method, parameters).map(drop)
+    }
+
+    /// Something that walks begin at, and an association that leads from it to somewhere.
+    fn start(&self, space: Namespace) -> (ObjectPath, &'static str) {
+        match space {
+            Namespace::Storage => (self.object(space, "MSFT_Disk"), "MSFT_DiskToPartition"),
+            _ => (self.client.vm_path("web"), "Msvm_SettingsDefineState"),
+        }
     }
 
     /// Changes one name; gives how often the simulator was asked. Panics when it lets something pass.
@@ -165,7 +210,7 @@ impl Host {
                     + others.map(|other| refused("the type", INVALID_QUERY, condition(property, other))).sum::<usize>()
             }
             ["association", _, class] => {
-                let path = self.client.vm_path("web");
+                let (path, _) = self.start(space);
                 let walk =
                     |class: &str| self.query(space, &format!("ASSOCIATORS OF {{{path}}} WHERE AssocClass = {class}"));
                 passes("the name itself", walk(class));
@@ -173,9 +218,8 @@ impl Host {
                     + refused("no association", INVALID_CLASS, walk("Msvm_ComputerSystem"))
             }
             ["result", _, class] => {
-                let path = self.client.vm_path("web");
+                let (path, association) = self.start(space);
                 let walk = |class: &str| {
-                    let association = "Msvm_SettingsDefineState";
                     self.query(
                         space,
                         &format!("ASSOCIATORS OF {{{path}}} WHERE AssocClass = {association} ResultClass = {class}"),
@@ -185,24 +229,28 @@ impl Host {
                 refused("the result class", INVALID_CLASS, walk(&misspelt(class)))
             }
             ["call", _, class, method] => {
-                let path = self.object(class);
-                let other_class =
-                    ObjectPath::new(path.as_str().replace(&format!(":{class}."), &format!(":{}.", misspelt(class))));
-                refused("the method", INVALID_METHOD, self.call(class, &misspelt(method), &[]))
-                    + refused("the class", INVALID_CLASS, self.client.call(&other_class, method, &[]).map(drop))
+                let path = self.subject(space, class, method);
+                let other_class = match path.as_str() == *class {
+                    true => ObjectPath::new(misspelt(class)),
+                    false => {
+                        ObjectPath::new(path.as_str().replace(&format!(":{class}."), &format!(":{}.", misspelt(class))))
+                    }
+                };
+                refused("the method", INVALID_METHOD, self.call_on(space, &path, &misspelt(method), &[]))
+                    + refused("the class", INVALID_CLASS, self.call_on(space, &other_class, method, &[]))
             }
             ["in", _, class, method, parameter, kind] => {
-                let own = self.call(class, method, &[(parameter, value(kind))]);
+                let own = self.call(space, class, method, &[(parameter, value(kind))]);
                 let complaint = own.as_ref().err().map(|error| error.message.clone()).unwrap_or_default();
                 assert!(!complaint.contains(&format!("no parameter {parameter}")), "{line}: {complaint}");
                 assert!(own.as_ref().err().is_none_or(|error| error.hresult != TYPE_MISMATCH), "{line}: {own:?}");
                 let mut asked = refused(
                     "the parameter",
                     INVALID_PARAMETER,
-                    self.call(class, method, &[(&misspelt(parameter), value(kind))]),
+                    self.call(space, class, method, &[(&misspelt(parameter), value(kind))]),
                 );
                 for other in other_types(kind).into_iter().filter(|_| *kind != "null") {
-                    asked += refused("the type", TYPE_MISMATCH, self.call(class, method, &[(parameter, other)]));
+                    asked += refused("the type", TYPE_MISMATCH, self.call(space, class, method, &[(parameter, other)]));
                 }
                 asked
             }
@@ -233,7 +281,7 @@ impl Host {
                         true => CimValue::Array(CimType::String, vec![text]),
                         false => text,
                     };
-                    match self.call(method_class, method, &[(parameter, value)]) {
+                    match self.call(space, method_class, method, &[(parameter, value)]) {
                         // What is said of other parameters is said after this one was accepted.
                         Err(error) if error.message.starts_with(&format!("{parameter}:")) => Err(error),
                         _ => Ok(()),
@@ -267,7 +315,7 @@ impl Host {
                 if both_ways.contains(output) {
                     return 1;
                 }
-                refused("the direction", INVALID_PARAMETER, self.call(class, method, &[(output, value(kind))]))
+                refused("the direction", INVALID_PARAMETER, self.call(space, class, method, &[(output, value(kind))]))
             }
             _ => panic!("{line}"),
         }
@@ -285,6 +333,9 @@ impl Host {
                 ("Msvm_VirtualSystemSnapshotService", "ConvertToReferencePoint", "ReferencePointSettings")
             }
             "Msvm_DiskMergeSettingData" => (MANAGEMENT, "ModifyDiskMergeSettings", "SettingData"),
+            "Msvm_VirtualHardDiskSettingData" => {
+                ("Msvm_ImageManagementService", "CreateVirtualHardDisk", "VirtualDiskSettingData")
+            }
             "Msvm_SecuritySettingData" => ("Msvm_SecurityService", "ModifySecuritySettings", "SecuritySettingData"),
             class if class.contains("SwitchPort") => (MANAGEMENT, "AddFeatureSettings", "FeatureSettings"),
             _ => (MANAGEMENT, "ModifyResourceSettings", "ResourceSettings"),

@@ -33,6 +33,7 @@ mod state;
 mod disk_cache;
 mod point_base;
 mod sealed_content;
+mod stream_copy;
 mod stream_file;
 mod volume_base;
 
@@ -55,5 +56,6 @@ pub use session::{
     os_boot_id, read_session,
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
+pub use stream_copy::{StreamCopy, StreamCopyError};
 pub use vhdx_disk::VhdxDisk;
 pub use volume_base::{VolumeBase, volume_id};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 
+use super::restore_vm::parse_network;
 use super::{CacheArgs, FormatArg};
 use crate::completion;
 use crate::instant::qemu::Bus;
@@ -18,13 +19,14 @@ use crate::units::parse_duration;
 pub enum InstantCommand {
     /// Begin a session, or take one up again, and serve it until it ends or is stopped
     ///
-    /// The disks can be used as soon as this says so. What the guest writes is kept, encrypted, whatever dies when:
-    /// after a kill or a restart of this machine `instant start --resume SESSION` serves it again under the same names.
+    /// On a Hyper-V host the VM is made, with its disks on a volume of the backup, and started. With `--host qemu` the
+    /// disks can be used as soon as this says so. What the guest writes is kept, encrypted, whatever dies when:
+    /// after a kill or a restart of this machine `instant start --resume SESSION` goes on with it.
     #[command(after_help = "\
 Examples:
-  e3-backup-agent instant start DC01@latest --host qemu
+  e3-backup-agent instant start DC01@latest --host local --folder 'D:\\VMs'
   e3-backup-agent instant start DC01@2 --host qemu --bus virtio --cache ./cache
-  e3-backup-agent instant start --resume 5e1f0a2b --host qemu")]
+  e3-backup-agent instant start --resume 5e1f0a2b")]
     Start(InstantStartArgs),
     /// The sessions of this machine
     #[command(after_help = "\
@@ -58,15 +60,21 @@ Examples:
   e3-backup-agent instant move 5e1f0a2b --to /var/lib/vms --format vhdx --rate 100MiB/s
   e3-backup-agent instant move DC01 --to /var/lib/vms --qmp /run/dc01.qmp")]
     Move(InstantMoveArgs),
-    /// Let the local files take over, while the guest runs; the session ends when its machine is stopped
+    /// Let the local files take over; the session ends when its machine is stopped
+    ///
+    /// Under QEMU the guest runs on meanwhile. Under Hyper-V its VM has to be off, for as long as merging takes what it
+    /// wrote: this waits until somebody has stopped it, or with `--shut-down` does so, and starts it again.
     #[command(after_help = "\
 Examples:
   e3-backup-agent instant switch DC01
-  e3-backup-agent instant switch 5e1f0a2b --no-wait
+  e3-backup-agent instant switch 5e1f0a2b --shut-down
   e3-backup-agent instant switch DC01 --json")]
     Switch {
         /// Beginning of its id, or the name of its VM
         session: String,
+        /// Under Hyper-V: shut the guest down for it, and start it again
+        #[arg(long)]
+        shut_down: bool,
         /// Only ask for it
         #[arg(long)]
         no_wait: bool,
@@ -129,6 +137,8 @@ pub struct InstantStartArgs {
     #[arg(long, value_enum, default_value_t = Bus::Sata)]
     pub bus: Bus,
     #[command(flatten)]
+    pub vm: InstantVmArgs,
+    #[command(flatten)]
     pub caches: CacheArgs,
     /// Stop after this time by itself
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, hide_short_help = true)]
@@ -140,15 +150,39 @@ pub struct InstantStartArgs {
     pub state: StateArgs,
 }
 
+/// The VM that is made on a Hyper-V host.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "On a Hyper-V host")]
+pub struct InstantVmArgs {
+    /// Its name; by default the one it had, with -restored behind it if that is taken
+    #[arg(long, conflicts_with = "resume")]
+    pub name: Option<String>,
+    /// Folder of the host for the VM's own folder; by default where the original was
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub folder: Option<String>,
+    /// The id, addresses and network that it had; the original must be gone
+    #[arg(long, conflicts_with = "resume")]
+    pub same_id: bool,
+    /// Connect what was on switch OLD to switch NEW of the host; repeat it for several
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_network, conflicts_with = "resume")]
+    pub network: Vec<(String, String)>,
+    /// Build the VM from its settings, where its configuration cannot be imported
+    #[arg(long, hide_short_help = true, conflicts_with = "resume")]
+    pub from_settings: bool,
+    /// Do not start it
+    #[arg(long)]
+    pub off: bool,
+}
+
 /// `instant move …`
 #[derive(Args, Debug)]
 pub struct InstantMoveArgs {
     /// Beginning of its id, or the name of its VM
     pub session: String,
-    /// Folder for the files; they are named after the VM and its disks
+    /// Folder for the files, named after the VM and its disks; under Hyper-V they go into the VM's own folder
     #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
-    /// What they are
+    pub to: Option<PathBuf>,
+    /// What they are; under Hyper-V always VHDX
     #[arg(long, value_enum, default_value_t = FormatArg::Raw)]
     pub format: FormatArg,
     /// Read no faster than this

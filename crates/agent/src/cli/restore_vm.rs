@@ -94,7 +94,7 @@ pub struct RestoreVmArgs {
     pub warnings_ok: bool,
 }
 
-fn parse_network(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_network(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
         _ => Err(format!("{text:?} is not OLD=NEW, two names or ids of switches")),

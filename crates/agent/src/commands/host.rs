@@ -1,5 +1,6 @@
 //! `host check`, `host clean`: whether this host can be backed up, and what former runs left on it.
 
+mod instant_check;
 mod qemu_check;
 
 use std::sync::Arc;
@@ -42,7 +43,8 @@ fn check(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
     let side = HostSide { host: &host.host, state: &state, idle_wait: options.idle_wait };
     let findings = inspect(side, from).attempt(what, &*host.name)?;
     let impossible: Vec<_> = vms.iter().filter(|vm| matches!(vm.protection(), Protection::Impossible(_))).collect();
-    let exit = if findings.is_empty() && impossible.is_empty() { 0 } else { 4 };
+    let instant = instant_check::look(context, &host.host);
+    let exit = if findings.is_empty() && impossible.is_empty() && instant.is_well() { 0 } else { 4 };
     if context.global.json {
         let vms: Vec<Value> = vms
             .iter()
@@ -62,6 +64,7 @@ fn check(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
             "reference_points": facts.reference_points,
             "vms": vms,
             "findings": findings.iter().map(finding_json).collect::<Vec<_>>(),
+            "instant": instant.json(),
         }));
         return Ok(Outcome { exit });
     }
@@ -76,6 +79,8 @@ fn check(context: &Context, from: Option<&str>) -> Result<Outcome, Failure> {
             line(&visible(&format!("note         {}: {caution}", vm.name)));
         }
     }
+    line("");
+    instant.show();
     line("");
     if findings.is_empty() {
         line("leftovers    none");
@@ -194,6 +199,13 @@ fn describe(what: &Leftover) -> String {
         Leftover::ReferencePoint { .. } => "reference point that no backup goes on from".to_owned(),
         Leftover::UnmergedDisk { path, files } => format!("{path} is {files} files deep: a merge is not done"),
         Leftover::Journal => "journal of a VM that is not on this host".to_owned(),
+        Leftover::InstantSession { session, has_vm: true } => {
+            let id = session.get(..8).unwrap_or(session);
+            format!("runs from a backup, and nobody keeps session {id}: `instant start --resume {id}`, or discard it")
+        }
+        Leftover::InstantSession { session, .. } => {
+            format!("instant session {} that was cut off", session.get(..8).unwrap_or(session))
+        }
     }
 }
 
@@ -214,6 +226,7 @@ fn finding_json(finding: &Finding) -> Value {
         Leftover::ReferencePoint { path } => ("reference_point", Some(path)),
         Leftover::UnmergedDisk { path, .. } => ("unmerged_disk", Some(path)),
         Leftover::Journal => ("journal", None),
+        Leftover::InstantSession { .. } => ("instant_session", None),
     };
     let verdict = match finding.verdict {
         Verdict::Ours => "ours",

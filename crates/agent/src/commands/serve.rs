@@ -54,7 +54,7 @@ fn serve_iscsi(context: &Context, arguments: ServeIscsiArgs) -> Result<Outcome, 
     // What other machines reach outlives this one.
     let guest_is_elsewhere = !listen.ip().is_loopback();
     serve(context, &served, &what, guest_is_elsewhere, |id| {
-        Place::Iscsi(IscsiPlace { listen, target: target.unwrap_or_else(|| target_name(id)), login })
+        Place::Iscsi(IscsiPlace { listen, target: target.unwrap_or_else(|| target_name(id)), login, is_listed: false })
     })
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serve::SessionState;
+use serve::{SessionState, State};
 
 use super::record::{Figures, Record};
 use crate::config::machine_folder;
@@ -22,6 +22,15 @@ pub struct Found {
     pub is_served: bool,
     /// What its last keeper told.
     pub figures: Option<Figures>,
+}
+
+impl Found {
+    /// Where its disks stand; `None` when it died before it was begun.
+    pub fn standing(&self) -> Option<State> {
+        let state = self.state.as_ref()?.state;
+        let stage = self.figures.as_ref().and_then(|figures| figures.stage);
+        Some(if self.record.hyperv.is_some() { stage.unwrap_or(state) } else { state })
+    }
 }
 
 /// The folder that sessions have theirs in.

@@ -5,11 +5,14 @@
 //! is, told once a second. One process, the keeper (`keeper`), serves a session; others speak to it through `Wanted`
 //! alone, so that what was asked for outlives a kill of any of them.
 //!
-//! Start with `record.rs`, then `keeper.rs`. `qemu.rs` is what a person puts into QEMU's command line or libvirt's
+//! Start with `record.rs`, then `keeper.rs`. Under Hyper-V the disks are files on a volume and a VM is made: `hyperv.rs`
+//! keeps those, and `copying.rs` brings the files to where they stay. `qemu.rs` is what a person puts into QEMU's command line or libvirt's
 //! definition, `qmp.rs` how QEMU itself moves the disks.
 
 mod boot;
+mod copying;
 mod find;
+pub mod hyperv;
 mod keeper;
 pub mod qemu;
 #[cfg(unix)]
@@ -19,4 +22,4 @@ mod record;
 pub use boot::Boot;
 pub use find::{Found, all, find, state_folder};
 pub use keeper::{Ending, Keeper};
-pub use record::{CHAP_SECRET, Figures, Record, RecordedDisk, Served, Wanted};
+pub use record::{CHAP_SECRET, Figures, HypervRecord, Record, RecordedDisk, Served, Wanted};

@@ -201,6 +201,7 @@ mod tests {
             served,
             machine: Machine { generation: 2, processors: 2, memory_mib: 4096, bus },
             disks: vec![disk(0), disk(2)],
+            hyperv: None,
         }
     }
 

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serve::State;
 use serve::folder::{DiskFolder, read_small, replace};
 
 use super::qemu::Machine;
@@ -38,6 +39,25 @@ pub struct Record {
     pub machine: Machine,
     /// Its disks.
     pub disks: Vec<RecordedDisk>,
+    /// Where its VM is, when it runs under Hyper-V.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv: Option<HypervRecord>,
+}
+
+/// A VM that runs under Hyper-V. What was done to its host is in the host's own journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HypervRecord {
+    /// The host, as `--host` names it.
+    pub host: String,
+    /// What the VM is called there.
+    pub vm_name: String,
+    /// The host's folder that is the VM's alone.
+    pub directory: String,
+    /// Where its disks are going to be, in their order.
+    pub local: Vec<String>,
+    /// The VM's id there, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_id: Option<String>,
 }
 
 /// Where clients of a session come.
@@ -82,6 +102,8 @@ pub struct Wanted {
     pub bytes_per_second: Option<u64>,
     /// Let the files take over when they hold the base.
     pub switch: bool,
+    /// Under Hyper-V: shut the guest down for that, and start it again.
+    pub shut_down: bool,
     /// End the session, with all that its guest wrote.
     pub discard: bool,
 }
@@ -112,6 +134,11 @@ pub struct Figures {
     pub trouble: Vec<String>,
     /// Why what was wanted is not done.
     pub refused: Option<String>,
+    /// What has to come from outside before what was wanted goes on.
+    #[serde(skip)]
+    pub waits_for: Option<String>,
+    /// Under Hyper-V: where the disks stand. The session's own state is that of the volume, which never moves.
+    pub stage: Option<State>,
     /// Everything, in Prometheus' text format.
     pub metrics: String,
 }

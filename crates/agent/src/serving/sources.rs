@@ -80,6 +80,11 @@ impl Sources {
         self.through_memory(Arc::new(volume), &[])
     }
 
+    /// A disk as the file it is stored as.
+    pub fn stream(&self, disk: &PointDisk) -> Result<PointBase, BaseError> {
+        self.point_base(disk)
+    }
+
     fn point_base(&self, disk: &PointDisk) -> Result<PointBase, BaseError> {
         let object = self.point.open_disk(&self.repo, disk).map_err(|error| BaseError {
             is_unreachable: false,

@@ -35,6 +35,8 @@ pub struct IscsiPlace {
     pub target: String,
     /// Whom it lets in; everyone on this machine without.
     pub login: Option<Authentication>,
+    /// Whoever is on this machine may ask for its name. Windows' initiator does, before it logs in.
+    pub is_listed: bool,
 }
 
 /// A disk to be shown.
@@ -163,7 +165,7 @@ fn nbd_server(offers: &[Offer], tls: Option<nbd::Tls>, what: &str) -> Result<nbd
 }
 
 fn listen_iscsi(place: IscsiPlace, offers: &[Offer], what: &str) -> Result<Transport, Failure> {
-    let IscsiPlace { listen, target, login } = place;
+    let IscsiPlace { listen, target, login, is_listed } = place;
     let how = Login::of(login.as_ref());
     let unit = |(number, offer): (u8, &Offer)| {
         let block_size = if offer.sector_bytes == 4096 { BlockSize::N4096 } else { BlockSize::E512 };
@@ -182,7 +184,8 @@ fn listen_iscsi(place: IscsiPlace, offers: &[Offer], what: &str) -> Result<Trans
         initiators: Vec::new(),
         units: (0..=u8::MAX).zip(offers).map(unit).collect(),
     };
-    let targets = Targets::new([options], login).map_err(|error| {
+    let discovery = if is_listed && listen.ip().is_loopback() { None } else { login };
+    let targets = Targets::new([options], discovery).map_err(|error| {
         Failure::of(what, &*target, &error).with_code(Code::Usage).with_steps(&[
             "give secrets of at least 12 characters, another one for each direction",
             "give --target a name such as iqn.2026-01.com.example:dc01",

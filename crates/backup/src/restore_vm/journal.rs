@@ -76,7 +76,7 @@ pub(crate) struct NewVmWork {
 }
 
 /// Removed at the end whatever becomes of the restore.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Scratch {
     pub(crate) folders: Vec<String>,
     pub(crate) files: Vec<String>,

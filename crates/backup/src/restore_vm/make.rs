@@ -160,24 +160,15 @@ impl Making<'_> {
         restore_disk(&object, &target, TargetFormat::Vhdx, false, &label, observer, cancel)
     }
 
-    /// The checkpoint's own files, under the name that an import expects (spec hyperv 6.3 step 1); where the `.vmcx` is.
     fn write_config(&mut self) -> Result<String, BackupError> {
         let folder = join(&self.plan.wanted.data_root, r"e3-import\Virtual Machines");
-        let stem = join(&folder, &self.plan.definition.summary.vm_id);
-        let mut files = Vec::new();
-        for extension in CONFIGURATION {
-            let mut of_kind = self.plan.config.iter().filter(|entry| has_extension(&entry.name, extension));
-            if let Some(entry) = of_kind.next() {
-                let bytes = self.context.repo.read_object(&object_of(entry)?, MAX_CONFIG_FILE_BYTES)?;
-                files.push((format!("{stem}.{extension}"), bytes));
-            }
-        }
+        let ImportFiles { definition, files } = import_files(self.context, self.plan, &folder)?;
         self.work().scratch.files = files.iter().map(|(path, _)| path.clone()).collect();
         self.save()?;
         for (path, bytes) in &files {
             self.writes.create_file(path, bytes).map_err(on_target(path))?;
         }
-        Ok(format!("{stem}.vmcx"))
+        Ok(definition)
     }
 
     fn make(&mut self, import_from: Option<&str>) -> Result<Recreated, BackupError> {
@@ -225,6 +216,32 @@ impl Making<'_> {
     }
 }
 
+/// The files that an import takes.
+pub(crate) struct ImportFiles {
+    /// Where the `.vmcx` is going to be.
+    pub(crate) definition: String,
+    /// All of them, with their content.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+/// The checkpoint's own files, under the names that an import expects (spec hyperv 6.3 step 1).
+pub(crate) fn import_files(
+    context: &RestoreContext<'_>,
+    plan: &RestorePlan,
+    folder: &str,
+) -> Result<ImportFiles, BackupError> {
+    let stem = join(folder, &plan.definition.summary.vm_id);
+    let mut files = Vec::new();
+    for extension in CONFIGURATION {
+        let mut of_kind = plan.config.iter().filter(|entry| has_extension(&entry.name, extension));
+        if let Some(entry) = of_kind.next() {
+            let bytes = context.repo.read_object(&object_of(entry)?, MAX_CONFIG_FILE_BYTES)?;
+            files.push((format!("{stem}.{extension}"), bytes));
+        }
+    }
+    Ok(ImportFiles { definition: format!("{stem}.vmcx"), files })
+}
+
 /// What follows once the VM is made, and can be done again: what only the import needed goes, the replaced VM is noted as
 /// kept, the journal ends.
 pub(super) fn finish(
@@ -248,7 +265,7 @@ pub(super) fn finish(
     Ok(kept)
 }
 
-pub(super) fn remove_scratch(writes: &dyn HostWrites, scratch: &Scratch) -> Result<(), BackupError> {
+pub(crate) fn remove_scratch(writes: &dyn HostWrites, scratch: &Scratch) -> Result<(), BackupError> {
     for file in &scratch.files {
         writes.remove_file(file).map_err(on_target(file))?;
     }
@@ -268,7 +285,7 @@ pub(super) fn remove_configuration(writes: &dyn HostWrites, root: &str, id: &str
 }
 
 /// Ids of all VMs and planned VMs.
-pub(super) fn registered(host: &Host) -> Result<Vec<String>, BackupError> {
+pub(crate) fn registered(host: &Host) -> Result<Vec<String>, BackupError> {
     let failed = || BackupError::host("list the VMs of the host");
     let mut ids: Vec<String> = host.list_vms().map_err(failed())?.iter().map(|vm| vm.id.to_string()).collect();
     ids.extend(host.list_planned_vms().map_err(failed())?.iter().map(|vm| vm.id.to_string()));
@@ -288,7 +305,7 @@ pub(super) fn import_again(
 }
 
 /// Folders above `directory` that are not there, outermost first.
-fn missing_above(directory: &str, writes: &dyn HostWrites) -> Vec<String> {
+pub(crate) fn missing_above(directory: &str, writes: &dyn HostWrites) -> Vec<String> {
     let mut missing = Vec::new();
     let mut at = directory;
     while let Some((parent, _)) = at.rsplit_once('\\') {
@@ -308,7 +325,7 @@ fn is_volume(path: &str) -> bool {
     path.ends_with(':') || path.strip_prefix(r"\\").is_some_and(|share| share.split('\\').count() <= 2)
 }
 
-pub(super) fn on_target(path: &str) -> impl FnOnce(std::io::Error) -> BackupError {
+pub(crate) fn on_target(path: &str) -> impl FnOnce(std::io::Error) -> BackupError {
     let path = path.to_owned();
     move |source| BackupError::Target { path, source }
 }

@@ -67,7 +67,7 @@ pub(super) fn file_name(name: &str) -> String {
     if text.trim().is_empty() { "vm".to_owned() } else { text.to_owned() }
 }
 
-pub(super) fn join(folder: &str, name: &str) -> String {
+pub(crate) fn join(folder: &str, name: &str) -> String {
     format!("{}\\{name}", folder.trim_end_matches('\\'))
 }
 

@@ -1,9 +1,11 @@
 //! From the journal of a restore that did not end to a host without anything of it.
 
-use hyperv::seam::HostWrites;
-use hyperv::{Host, VmId, VmState};
+use std::time::Duration;
 
-use super::journal::{NewVmWork, RestoreJournal, Stage, Work};
+use hyperv::seam::{HostWrites, ObjectPath};
+use hyperv::{ErrorKind, Host, VmId, VmState};
+
+use super::journal::{RestoreJournal, Stage, Work};
 use super::make::{CONFIGURATION, finish, on_target, remove_scratch};
 use super::place::join;
 use super::plan::has_extension;
@@ -11,6 +13,10 @@ use super::{replace, writes_of};
 use crate::BackupError;
 use crate::observer::{Event, Observer};
 use crate::state::HostState;
+
+/// How long a VM that the host is busy with is waited for.
+const MOST_TRIES: u32 = 30;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 /// Puts in order what restores left that did not end; says in words what was done. One that goes on is left alone, and
 /// so is an unfinished restore in place: only running it again ends that ([`open_restores`] names it).
@@ -71,7 +77,9 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
         return Ok(done);
     }
     if work.stage >= Stage::SteppingAside {
-        done.extend(remove_made(host, work, &journal.vm_id)?);
+        let vm =
+            UnfinishedVm { names: &work.names, known: &work.known, directory: &work.directory, id: &journal.vm_id };
+        done.extend(remove_made(host, &vm)?);
     }
     if let Some(former) = work.former.clone() {
         done.extend(replace::put_back(host, work, &former)?);
@@ -99,7 +107,7 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
 }
 
 /// A host may leave the configuration of a VM that was taken off it. Everything in the restore's folder is the restore's.
-fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result<(), BackupError> {
+pub(crate) fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result<(), BackupError> {
     let folder = join(directory, "Virtual Machines");
     let local = writes.local_path(&folder).map_err(on_target(&folder))?;
     let entries = match std::fs::read_dir(local) {
@@ -118,9 +126,34 @@ fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result
     Ok(())
 }
 
-/// Removes the VM that the restore was making: a planned one that appeared and has a name of ours, and a VM in the
-/// restore's own folder.
-fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>, BackupError> {
+/// Removes a VM from the host. A job that a killed process has started may still be at work on it; that is waited for.
+pub(crate) fn remove_when_idle(host: &Host, path: &ObjectPath) -> Result<(), hyperv::Error> {
+    let mut tries = 0;
+    loop {
+        match host.remove_vm(path) {
+            Err(error) if error.kind() == ErrorKind::Busy && tries < MOST_TRIES => {
+                tries += 1;
+                host.seam().clock.sleep(BETWEEN_TRIES);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A VM that was being made, as far as it is known by what.
+pub(crate) struct UnfinishedVm<'a> {
+    /// The stored name, and what it was to be called.
+    pub(crate) names: &'a [String; 2],
+    /// Ids of what was there before.
+    pub(crate) known: &'a [String],
+    /// The folder that is its alone.
+    pub(crate) directory: &'a str,
+    /// The stored id.
+    pub(crate) id: &'a str,
+}
+
+/// Removes the VM that was being made: a planned one that appeared and has a name of ours, and a VM in its own folder.
+pub(crate) fn remove_made(host: &Host, work: &UnfinishedVm<'_>) -> Result<Vec<String>, BackupError> {
     let mut done = Vec::new();
     let failed = || BackupError::host("look for the VM of a restore that was cut off");
     let appeared = |id: &VmId| work.known.iter().all(|known| !known.eq_ignore_ascii_case(id.as_str()));
@@ -129,9 +162,9 @@ fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>
         // host's begins with the VM's.
         let is_ours = work.names.iter().any(|name| planned.name.starts_with(name.as_str()))
             || planned.name.starts_with("e3:")
-            || planned.id.as_str().eq_ignore_ascii_case(vm_id);
+            || planned.id.as_str().eq_ignore_ascii_case(work.id);
         if appeared(&planned.id) && is_ours {
-            host.remove_vm(&planned.path)
+            remove_when_idle(host, &planned.path)
                 .map_err(BackupError::host(format!("remove planned VM {:?}", planned.name)))?;
             done.push(format!("removed the unfinished VM {}", planned.name));
         }
@@ -143,14 +176,14 @@ fn remove_made(host: &Host, work: &NewVmWork, vm_id: &str) -> Result<Vec<String>
         let definition = host.capture_definition(&vm).map_err(failed())?;
         let root = definition.system.to_instance().map(|system| system.get("ConfigurationDataRoot").clone());
         let root = root.as_ref().and_then(|root| root.as_str()).unwrap_or_default();
-        if !root.trim_end_matches('\\').eq_ignore_ascii_case(&work.directory) {
+        if !root.trim_end_matches('\\').eq_ignore_ascii_case(work.directory) {
             continue;
         }
         let failed = || BackupError::host(format!("remove the unfinished VM {:?}", vm.name));
         if !matches!(vm.state, VmState::Off | VmState::Saved) {
             host.turn_off_vm(&vm).map_err(failed())?;
         }
-        host.remove_vm(&vm.path).map_err(failed())?;
+        remove_when_idle(host, &vm.path).map_err(failed())?;
         done.push(format!("removed the unfinished VM {}", vm.name));
     }
     Ok(done)

@@ -85,6 +85,9 @@ impl Run<'_> {
         if let VmState::Critical(state) = vm.state {
             return refuse(format!("its storage is lost (state {state}); bring the storage back first"));
         }
+        if let Some(what_to_do) = crate::instant::is_instant(self.context.state, vm.id.as_str())? {
+            return refuse(what_to_do);
+        }
         if let Some(disk) = vm.unreadable_disks.first() {
             if let Some(what_to_do) = unfinished_in_place(self.context.state, vm.id.as_str())? {
                 return refuse(format!("a restore in place of it is not finished: {what_to_do}"));

@@ -92,7 +92,8 @@ impl CimValue {
 
 /// The path of an object as `__PATH` delivered it: `\\HOST\root\virtualization\v2:Class.Key="value"`.
 ///
-/// It is never put together by hand above the seam: paths come from instances and are given back verbatim.
+/// It is never put together by hand above the seam: paths come from instances and are given back verbatim. Only a class
+/// is named by itself ([`ObjectPath::of_class`]).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectPath(String);
 
@@ -100,6 +101,11 @@ impl ObjectPath {
     /// Takes a path that a provider delivered.
     pub fn new(path: impl Into<String>) -> Self {
         Self(path.into())
+    }
+
+    /// The class itself, of the namespace that is called: what static methods are invoked on.
+    pub fn of_class(class: &'static str) -> Self {
+        Self(class.to_owned())
     }
 
     /// The text, verbatim.

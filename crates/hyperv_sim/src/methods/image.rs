@@ -3,7 +3,7 @@
 use hyperv::seam::{CimType, CimValue, MethodOutput};
 use vhdx::{DiskKind, FileFormat, VirtualDisk as _};
 
-use super::{FILE_NOT_FOUND, answer, answer_with};
+use super::{FILE_NOT_FOUND, answer, answer_with, start};
 use crate::answers::{self, Question};
 use crate::builder::Builder;
 use crate::disks;
@@ -12,6 +12,7 @@ use crate::error::LabError;
 use crate::host::Tx;
 use crate::paths::WinPath;
 use crate::provider::Inputs;
+use crate::state::Action;
 use crate::virt_disk::check_openable;
 
 /// Ranges that one answer holds at most.
@@ -112,11 +113,39 @@ pub(super) fn changes(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabE
     ))
 }
 
+/// `CreateVirtualHardDisk`, of differencing VHDX files; nobody here makes others. By a job, as every host does.
+pub(super) fn create(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    let Some(settings) = inputs.embedded("VirtualDiskSettingData") else { return Ok(answer(super::INVALID_PARAMETER)) };
+    if (settings.get("Type").as_u64(), settings.get("Format").as_u64()) != (Some(4), Some(3)) {
+        return Ok(answer(super::NOT_SUPPORTED));
+    }
+    let path = |name| WinPath::new(settings.get(name).as_str().unwrap_or_default());
+    let action = Action::CreateChild { child: path("Path"), parent: path("ParentPath") };
+    start(tx, "", "CreateVirtualHardDisk", action, None)
+}
+
+/// `SetParentVirtualHardDisk`.
+pub(super) fn set_parent(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    // Nobody here does without the check of identities, or has more than two files in a chain.
+    if inputs.flag("IgnoreIDMismatch") || !inputs.text("LeafPath").is_empty() {
+        return Ok(answer(super::NOT_SUPPORTED));
+    }
+    let path = |name| WinPath::new(inputs.text(name));
+    let action = Action::SetParent { child: path("ChildPath"), parent: path("ParentPath") };
+    start(tx, "", "SetParentVirtualHardDisk", action, None)
+}
+
+/// `MergeVirtualHardDisk`, of a child into its own parent.
+pub(super) fn merge(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
+    let path = |name| WinPath::new(inputs.text(name));
+    let action = Action::MergeFiles { child: path("SourcePath"), parent: path("DestinationPath") };
+    start(tx, "", "MergeVirtualHardDisk", action, None)
+}
+
 /// The disk that `Path` names, or the value to return.
 fn open(tx: &Tx<'_>, inputs: &Inputs) -> Result<Result<vhdx::OpenedDisk, u32>, LabError> {
     let path = WinPath::new(inputs.text("Path"));
-    let exists = path.in_sandbox(tx.store.root()).is_some_and(|file| file.is_file());
-    if !exists {
+    if !tx.store.has_file(&path) {
         return Ok(Err(FILE_NOT_FOUND));
     }
     Ok(disks::open_chain(tx.store, &path)?.map_err(|error| match error.kind() {

@@ -2,7 +2,9 @@
 
 use hyperv::seam::{Instance, ObjectPath};
 
-use super::{host, instance_path, instances, job_path, object_path, planned_path, settings_path, system, vm_path};
+use super::{
+    host, instance_path, instances, job_path, object_path, planned_path, settings_path, storage, system, vm_path,
+};
 use crate::devices::{components, device_settings};
 use crate::host::Tx;
 use crate::schema::schema;
@@ -39,6 +41,7 @@ pub(crate) fn pairs(tx: &Tx<'_>, association: &str) -> Vec<(ObjectPath, ObjectPa
         pairs.sort();
         pairs.dedup();
     }
+    pairs.extend(storage::pairs(tx, association));
     if association == "Msvm_HostedService" {
         let services = instances(tx, schema().own("CIM_Service"));
         let host = path(&host::computer_system(tx));

@@ -136,6 +136,17 @@ fn cimv2(tx: &Tx<'_>, wanted: &dyn Fn(&str) -> bool) -> Vec<Instance> {
                 .text("Status", "OK")
                 .build(),
         );
+        let runs = tx.storage.initiator_runs;
+        list.push(
+            Builder::new(tx, "Win32_Service")
+                .text("Name", "MSiSCSI")
+                .text("DisplayName", "Microsoft iSCSI Initiator Service")
+                .text("State", if runs { "Running" } else { "Stopped" })
+                .flag("Started", runs)
+                .text("StartMode", "Manual")
+                .text("Status", "OK")
+                .build(),
+        );
     }
     if wanted("Win32_ComputerSystem") {
         list.push(

@@ -30,17 +30,17 @@ const SESSION_NAME: usize = 1 + 32 + 1 + 8;
 const FREE_BYTES: u64 = 10 << 30;
 
 /// One thing that was looked at.
-struct Check {
-    name: &'static str,
-    is_well: bool,
-    text: String,
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) is_well: bool,
+    pub(super) text: String,
 }
 
 /// A VM that could be run.
-struct Quote {
+pub(super) struct Quote {
     point: Point,
     /// From the call to the first byte, or why there was none.
-    first_read: Result<Duration, String>,
+    pub(super) first_read: Result<Duration, String>,
     /// What its boot reads, and how long that takes to fetch here.
     boot: Option<(usize, Duration)>,
 }
@@ -48,9 +48,7 @@ struct Quote {
 /// `host check --host qemu`
 pub fn check(context: &Context, state: &StateArgs) -> Result<Outcome, Failure> {
     let repo = context.repository_for_serving()?;
-    let on = repo.display_name();
-    let points = list_points(&repo, None).attempt("check what could be run from the backup", on)?;
-    let quotes: Vec<Quote> = newest(points).into_iter().map(|point| quote(&repo, point)).collect();
+    let quotes = quotes(&repo)?;
     let needs_uefi = quotes
         .iter()
         .any(|quote| quote.point.definition(&repo).is_ok_and(|definition| definition.summary.generation == 2));
@@ -66,14 +64,27 @@ pub fn check(context: &Context, state: &StateArgs) -> Result<Outcome, Failure> {
         }));
         return Ok(outcome);
     }
-    for Check { name, is_well, text } in &checks {
-        line(&visible(&format!("{name:<12} {}{text}", if *is_well { "" } else { "not well: " })));
-    }
+    checks.iter().for_each(show_check);
     line("");
+    show_quotes(&quotes);
+    Ok(outcome)
+}
+
+/// What could be run from the repository, and how soon.
+pub(super) fn quotes(repo: &Arc<Repository>) -> Result<Vec<Quote>, Failure> {
+    let points = list_points(repo, None).attempt("check what could be run from the backup", repo.display_name())?;
+    Ok(newest(points).into_iter().map(|point| quote(repo, point)).collect())
+}
+
+pub(super) fn show_check(Check { name, is_well, text }: &Check) {
+    line(&visible(&format!("{name:<12} {}{text}", if *is_well { "" } else { "not well: " })));
+}
+
+pub(super) fn show_quotes(quotes: &[Quote]) {
     let columns =
         [("VM", Align::Left), ("FIRST READ", Align::Right), ("BOOT READS", Align::Right), ("FETCHED IN", Align::Right)];
     let mut table = Table::new(&columns);
-    for Quote { point, first_read, boot } in &quotes {
+    for Quote { point, first_read, boot } in quotes {
         let unknown = || "not known yet".to_owned();
         table.row(vec![
             point.vm_name.clone(),
@@ -83,14 +94,13 @@ pub fn check(context: &Context, state: &StateArgs) -> Result<Outcome, Failure> {
         ]);
     }
     table.print();
-    Ok(outcome)
 }
 
-fn check_json(check: &Check) -> Value {
+pub(super) fn check_json(check: &Check) -> Value {
     json!({ "name": check.name, "is_well": check.is_well, "text": check.text })
 }
 
-fn quote_json(quote: &Quote) -> Value {
+pub(super) fn quote_json(quote: &Quote) -> Value {
     let milliseconds = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     json!({
         "vm_id": quote.point.vm_id,

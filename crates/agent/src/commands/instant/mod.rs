@@ -1,5 +1,6 @@
 //! `instant …`: machines that run from the backup.
 
+mod hyperv;
 mod show;
 mod start;
 mod steer;
@@ -19,7 +20,9 @@ pub fn run(context: &Context, command: InstantCommand) -> Result<Outcome, Failur
         InstantCommand::List { state } => show::list(context, &state),
         InstantCommand::Show { session, metrics, state } => show::show(context, &session, metrics, &state),
         InstantCommand::Move(arguments) => steer::move_disks(context, &arguments),
-        InstantCommand::Switch { session, no_wait, state } => steer::switch(context, &session, no_wait, &state),
+        InstantCommand::Switch { session, shut_down, no_wait, state } => {
+            steer::switch(context, &session, shut_down, no_wait, &state)
+        }
         InstantCommand::Discard { session, confirm, state } => {
             steer::discard(context, &session, confirm.as_deref(), &state)
         }
@@ -37,13 +40,17 @@ fn uri(record: &Record, nth: usize) -> String {
     match &record.served {
         Served::Nbd(address) => format!("nbd://{address}/{name}"),
         Served::NbdSocket(path) => format!("nbd+unix:///{name}?socket={}", path.display()),
-        Served::Iscsi { portal, target, .. } => format!("iscsi://{portal}/{target}/{nth}"),
+        Served::Iscsi { portal, target, .. } => {
+            // All are files on one volume.
+            let unit = if record.hyperv.is_some() { 0 } else { nth };
+            format!("iscsi://{portal}/{target}/{unit}")
+        }
     }
 }
 
 /// Where a session stands, as it is written.
 fn state_name(found: &Found) -> String {
-    match found.state.as_ref().map(|state| json!(state.state)) {
+    match found.standing().map(|state| json!(state)) {
         Some(Value::String(name)) => name,
         // It died before there was anything to serve.
         _ => "CREATED".to_owned(),
@@ -65,7 +72,10 @@ fn session_json(found: &Found) -> Value {
                 "virtual_disk_id": disk.virtual_disk_id,
                 "size_bytes": disk.size_bytes,
                 "uri": uri(record, nth),
-                "target": state.and_then(|state| state.target.clone()),
+                "target": match &record.hyperv {
+                    Some(hyperv) => hyperv.local.get(nth).cloned(),
+                    None => state.and_then(|state| state.target.clone()),
+                },
                 "is_local": state.is_some_and(|state| state.is_local),
             })
         })
@@ -84,5 +94,11 @@ fn session_json(found: &Found) -> Value {
         "total_bytes": figures.as_ref().and_then(|figures| figures.total_bytes),
         "seconds_left": figures.as_ref().filter(|_| found.is_served).and_then(|figures| figures.seconds_left),
         "disks": disks,
+        "hyperv": record.hyperv.as_ref().map(|hyperv| json!({
+            "host": hyperv.host,
+            "vm_name": hyperv.vm_name,
+            "directory": hyperv.directory,
+            "vm_id": hyperv.vm_id,
+        })),
     })
 }

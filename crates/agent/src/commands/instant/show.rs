@@ -66,8 +66,9 @@ pub fn show(context: &Context, selector: &str, metrics: bool, state: &StateArgs)
         session["trouble"] = json!(figures.trouble);
         session["refused"] = json!(figures.refused);
         session["restarts"] = json!(found.state.as_ref().map(|state| state.restarts).unwrap_or_default());
-        session["qemu"] = json!({ "machine": machine, "disks": disks, "local_disks": local });
-        session["libvirt"] = json!(qemu::libvirt(record));
+        let is_qemu = record.hyperv.is_none();
+        session["qemu"] = json!(is_qemu.then(|| json!({ "machine": machine, "disks": disks, "local_disks": local })));
+        session["libvirt"] = json!(is_qemu.then(|| qemu::libvirt(record)));
         json_document(&json!({ "session": session }));
         return Ok(Outcome::DONE);
     }
@@ -88,9 +89,13 @@ pub fn show(context: &Context, selector: &str, metrics: bool, state: &StateArgs)
         restarts.kill,
         restarts.power
     ));
+    if let Some(hyperv) = &record.hyperv {
+        line(&visible(&format!("vm       {} on {}, in {}", hyperv.vm_name, hyperv.host, hyperv.directory)));
+    }
     for (nth, disk) in record.disks.iter().enumerate() {
+        let local = record.hyperv.as_ref().and_then(|hyperv| hyperv.local.get(nth).cloned());
         let target = found.state.as_ref().and_then(|state| state.disks.get(nth)?.target.clone());
-        let target = target.map_or(String::new(), |target| format!(" → {target}"));
+        let target = local.or(target).map_or(String::new(), |target| format!(" → {target}"));
         line(&visible(&format!("disk     {}   {}{target}", uri(record, nth), size(disk.size_bytes))));
     }
     if let (Some(percent), Some(moved), Some(total)) =
@@ -117,6 +122,9 @@ pub fn show(context: &Context, selector: &str, metrics: bool, state: &StateArgs)
     }
     line(&format!("written  {} kept for the guest", size(figures.overlay_live_bytes)));
     figures.trouble.iter().chain(&figures.refused).for_each(|text| line(&visible(&format!("trouble  {text}"))));
+    if record.hyperv.is_some() {
+        return Ok(Outcome::DONE);
+    }
     let is_local = found.state.as_ref().is_some_and(|state| state.disks.iter().all(|disk| disk.is_local));
     match local.filter(|_| is_local) {
         Some(local) => {

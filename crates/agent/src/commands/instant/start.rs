@@ -12,11 +12,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use serve::{Prefetch, State, disk_id_of};
 
-use super::{session_json, short, uri};
+use super::{hyperv, session_json, short, uri};
 use crate::cli::{InstantStartArgs, TransportArg};
 use crate::commands::serve::tell;
 use crate::context::Context;
-use crate::failure::{Attempt as _, Code, Failure};
+use crate::failure::{Attempt as _, Failure};
 use crate::instant::qemu::{self, Machine};
 use crate::instant::{
     Boot, CHAP_SECRET, Ending, Figures, Found, Keeper, Record, RecordedDisk, Served, find, state_folder,
@@ -28,9 +28,11 @@ use crate::serving::{IscsiPlace, Item, Offer, Place, Sources, Transport, disk_na
 use crate::units::{size, visible};
 
 /// How often it is looked whether something is wanted.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What `--host` says for this machine with QEMU.
+const QEMU: &str = "qemu";
 /// What a login of a session is called.
-const CHAP_USER: &str = "e3";
+pub(super) const CHAP_USER: &str = "e3";
 /// As Windows takes it: 12 to 16 characters.
 const SECRET_CHARACTERS: usize = 16;
 /// Of a VM whose definition does not say more.
@@ -39,11 +41,19 @@ const MEMORY_MIB: u64 = 2048;
 /// `instant start`
 pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome, Failure> {
     let begun = Instant::now();
-    check_host(context)?;
     let state = state_folder(arguments.state.folder.as_deref());
     // A session is taken up by any process, from any folder.
     let state = std::path::absolute(&state).unwrap_or(state);
     let resumed = arguments.resume.as_deref().map(|selector| find(&state, selector)).transpose()?;
+    // A session is taken up on the host that it is on, whatever is said.
+    let recorded = resumed.as_ref().map(|found| found.record.hyperv.as_ref().map_or(QEMU, |hyperv| &hyperv.host));
+    let host = match recorded {
+        Some(host) => host.to_owned(),
+        None => host_of(context)?,
+    };
+    if host != QEMU {
+        return hyperv::start(context, arguments, &host, &state, resumed, begun);
+    }
     let selector = match (&resumed, &arguments.point) {
         (Some(found), _) => &found.record.point_id,
         (None, Some(point)) => point,
@@ -88,6 +98,7 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
                 served,
                 machine,
                 disks: disks.iter().map(disk).collect(),
+                hyperv: None,
             };
             (folder, record, id)
         }
@@ -158,29 +169,28 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
     Ok(Outcome::DONE)
 }
 
-/// Only QEMU so far: Hyper-V reaches disks in another way.
-fn check_host(context: &Context) -> Result<(), Failure> {
-    let host = context.host_selector()?;
-    if host == "qemu" {
-        return Ok(());
+/// Where it is to run: this Windows host by default, on Windows.
+fn host_of(context: &Context) -> Result<String, Failure> {
+    match context.host_selector() {
+        Ok(host) => Ok(host.to_owned()),
+        Err(_) if cfg!(windows) => Ok("local".to_owned()),
+        Err(failure) => Err(failure.with_steps(&[
+            "say --host qemu, to run it on this machine",
+            "say --host local, on a Hyper-V host",
+            "say --host lab:DIR, on a simulated one",
+        ])),
     }
-    let why = "machines run from the backup under QEMU, and not yet under Hyper-V";
-    Err(Failure::new("run a VM from the backup", host, Code::NotSupported, why).with_steps(&[
-        "say --host qemu",
-        "serve the disks to an initiator: `serve iscsi`",
-        "restore it: `restore vm`",
-    ]))
 }
 
 /// What changes and what is wrong, once each.
-struct Told {
-    state: State,
-    trouble: Vec<String>,
-    is_silent: bool,
+pub(super) struct Told {
+    pub(super) state: State,
+    pub(super) trouble: Vec<String>,
+    pub(super) is_silent: bool,
 }
 
 impl Told {
-    fn tell(&mut self, state: State, figures: &Figures) {
+    pub(super) fn tell(&mut self, state: State, figures: &Figures) {
         if self.is_silent {
             return;
         }
@@ -235,7 +245,7 @@ fn announce(context: &Context, record: &Record, folder: &Path, state: &serve::Se
     note("until    Ctrl+C, which takes the disks away from the machine and keeps what it wrote");
 }
 
-fn conclude(context: &Context, record: &Record, ending: Ending, read: Value) {
+pub(super) fn conclude(context: &Context, record: &Record, ending: Ending, read: Value) {
     let name = match ending {
         Ending::Stopped => "stopped",
         Ending::Finished => "finished",
@@ -261,13 +271,13 @@ fn conclude(context: &Context, record: &Record, ending: Ending, read: Value) {
     }
 }
 
-fn id_of(session: &str) -> [u8; 16] {
+pub(super) fn id_of(session: &str) -> [u8; 16] {
     // A folder of another name is refused as soon as its state is read.
     u128::from_str_radix(session, 16).unwrap_or_default().to_be_bytes()
 }
 
 /// A folder that its owner alone may enter: who reaches a socket in it has the disks.
-fn make_private(folder: &Path) -> std::io::Result<()> {
+pub(super) fn make_private(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     #[cfg(unix)]
     {
@@ -299,7 +309,7 @@ fn place_for(arguments: &InstantStartArgs, folder: &Path, session: &str) -> std:
 }
 
 /// A secret that QEMU reads from this file, readable for its owner alone.
-fn write_secret(path: &Path) -> std::io::Result<()> {
+pub(super) fn write_secret(path: &Path) -> std::io::Result<()> {
     const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let mut random = [0; SECRET_CHARACTERS];
     getrandom::fill(&mut random).map_err(std::io::Error::other)?;
@@ -323,7 +333,7 @@ fn place_of(served: &Served, folder: &Path) -> std::io::Result<Place> {
             let secret = Secret::new(std::fs::read_to_string(folder.join(CHAP_SECRET))?);
             let initiator = Credentials { name: user.clone(), secret };
             let login = Some(Authentication { initiator, target: None });
-            Place::Iscsi(IscsiPlace { listen: *portal, target: target.clone(), login })
+            Place::Iscsi(IscsiPlace { listen: *portal, target: target.clone(), login, is_listed: false })
         }
     })
 }

@@ -31,7 +31,13 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 pub fn move_disks(context: &Context, arguments: &InstantMoveArgs) -> Result<Outcome, Failure> {
     let found = find(&state_folder(arguments.state.folder.as_deref()), &arguments.session)?;
     let what = format!("move the disks of {}", found.record.vm_name);
-    let to = std::path::absolute(&arguments.to).attempt(&*what, arguments.to.display().to_string())?;
+    if found.record.hyperv.is_some() {
+        return move_on_host(context, arguments, &found, &what);
+    }
+    let Some(to) = &arguments.to else {
+        return Err(Failure::new(what, "", Code::Usage, "it is not said where to").with_steps(&["say --to DIR"]));
+    };
+    let to = std::path::absolute(to).attempt(&*what, to.display().to_string())?;
     let files = files_in(&to, &found, arguments.format);
     if let Some(socket) = &arguments.qmp {
         return move_by_qemu(context, &found, socket, &files, arguments.format, &what);
@@ -59,19 +65,43 @@ pub fn move_disks(context: &Context, arguments: &InstantMoveArgs) -> Result<Outc
     })
 }
 
+/// Under Hyper-V the files' places are known: they lie in the VM's own folder.
+fn move_on_host(context: &Context, arguments: &InstantMoveArgs, found: &Found, what: &str) -> Result<Outcome, Failure> {
+    let on = found.folder.display().to_string();
+    if arguments.to.is_some() || arguments.qmp.is_some() {
+        let why = "the disks of a VM under Hyper-V go into the VM's own folder";
+        return Err(Failure::new(what, on, Code::Usage, why).with_steps(&["leave out --to and --qmp"]));
+    }
+    let mut wanted = Wanted::read(&found.folder).attempt(what, &*on)?;
+    let local = found.record.hyperv.iter().flat_map(|hyperv| &hyperv.local);
+    wanted.move_to = Some(local.map(PathBuf::from).collect());
+    wanted.bytes_per_second = arguments.rate.or(wanted.bytes_per_second);
+    ask(context, found, what, &wanted, arguments.no_wait, |state| {
+        matches!(state, State::Hydrated | State::Switching | State::Local | State::Finished)
+    })
+}
+
 /// `instant switch`
-pub fn switch(context: &Context, selector: &str, no_wait: bool, state: &StateArgs) -> Result<Outcome, Failure> {
+pub fn switch(
+    context: &Context,
+    selector: &str,
+    shut_down: bool,
+    no_wait: bool,
+    state: &StateArgs,
+) -> Result<Outcome, Failure> {
     let found = find(&state_folder(state.folder.as_deref()), selector)?;
     let what = format!("let the local files of {} take over", found.record.vm_name);
     let on = found.folder.display().to_string();
     let wanted = Wanted::read(&found.folder).attempt(&*what, &*on)?;
     if wanted.move_to.is_none() {
         let why = "there are no files yet";
-        return Err(
-            Failure::new(what, on, Code::Usage, why).with_steps(&["begin with `instant move SESSION --to DIR`"])
-        );
+        return Err(Failure::new(what, on, Code::Usage, why).with_steps(&["begin with `instant move SESSION`"]));
     }
-    let wanted = Wanted { switch: true, ..wanted };
+    if shut_down && found.record.hyperv.is_none() {
+        let why = "a guest under QEMU runs on meanwhile";
+        return Err(Failure::new(what, on, Code::Usage, why).with_steps(&["leave out --shut-down"]));
+    }
+    let wanted = Wanted { switch: true, shut_down: shut_down || wanted.shut_down, ..wanted };
     ask(context, &found, &what, &wanted, no_wait, |state| matches!(state, State::Local | State::Finished))
 }
 
@@ -93,8 +123,10 @@ fn end(found: &Found, what: &str) -> Result<(), Failure> {
     let wanted = Wanted::read(&found.folder).attempt(what, &*on)?;
     Wanted { discard: true, ..wanted }.write(&found.folder).attempt(what, &*on)?;
     let begun = Instant::now();
+    // A host takes its time over a VM.
+    let within = if found.record.hyperv.is_some() { TAKEN_UP_WITHIN * 30 } else { TAKEN_UP_WITHIN };
     while serve::is_served(&found.folder).attempt(what, &*on)? {
-        if begun.elapsed() > TAKEN_UP_WITHIN {
+        if begun.elapsed() > within {
             let why = "the process that serves it does not end it";
             return Err(Failure::new(what, on, Code::Busy, why)
                 .with_steps(&["stop that process, then run this again", "stop the machine first"]));
@@ -106,7 +138,13 @@ fn end(found: &Found, what: &str) -> Result<(), Failure> {
     while found.is_served && found.folder.exists() && begun.elapsed() < REMOVED_WITHIN {
         std::thread::sleep(LOOK_EVERY);
     }
-    if found.folder.exists() { serve::discard_session(&found.folder).attempt(what, on) } else { Ok(()) }
+    if !found.folder.exists() {
+        return Ok(());
+    }
+    if let Some(hyperv) = &found.record.hyperv {
+        super::hyperv::take_back(hyperv, &found.record.session)?;
+    }
+    serve::discard_session(&found.folder).attempt(what, on)
 }
 
 /// The disks' files: named after the VM, as far as a file can be.
@@ -149,15 +187,13 @@ fn ask(
     let subject = found.record.vm_name.as_str();
     let mut is_started = false;
     let mut seen = State::Serving;
-    loop {
-        let state = serve::read_session(folder).attempt(what, &*on)?;
-        // A session that is gone was finished: what was asked for is done.
-        let Some(state) = state else { break };
-        if is_there(state.state) {
+    // A session that is gone was finished: what was asked for is done.
+    while let Some(state) = standing(found, what)? {
+        if is_there(state) {
             break;
         }
-        if state.state != seen {
-            seen = state.state;
+        if state != seen {
+            seen = state;
             progress.event(Event::Phase { subject, phase: phase_of(seen) });
         }
         let figures = Figures::read(folder).attempt(what, &*on)?.unwrap_or_default();
@@ -176,8 +212,7 @@ fn ask(
         }
         if !serve::is_served(folder).attempt(what, &*on)? {
             // It may have ended between two looks.
-            let state = serve::read_session(folder).attempt(what, &*on)?;
-            if state.is_none_or(|state| is_there(state.state)) {
+            if standing(found, what)?.is_none_or(&is_there) {
                 break;
             }
             let why = "the process that served this session has ended; what was asked for goes on with the next";
@@ -194,6 +229,14 @@ fn ask(
     let now = Found { state: serve::read_session(folder).attempt(what, &*on)?, ..reread(found) };
     conclude(context, &now, "done", wanted.move_to.as_deref());
     Ok(Outcome::DONE)
+}
+
+/// Where the disks stand now; `None` when the session is gone.
+fn standing(found: &Found, what: &str) -> Result<Option<State>, Failure> {
+    let on = found.folder.display().to_string();
+    let state = serve::read_session(&found.folder).attempt(what, &*on)?;
+    let figures = Figures::read(&found.folder).attempt(what, on)?;
+    Ok(Found { state, figures, ..reread(found) }.standing())
 }
 
 fn reread(found: &Found) -> Found {

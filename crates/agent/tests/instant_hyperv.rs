@@ -1,0 +1,265 @@
+//! `instant …` on a simulated Hyper-V host: its initiator logs in to our target over TCP, and its VMs read through it.
+#![cfg(unix)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyperv::seam::Namespace;
+use hyperv::{Host, VmState};
+use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::Desk;
+use vhdx::VirtualDisk as _;
+
+const VM: &str = "DC01";
+const MIB: u64 = 1 << 20;
+
+/// A host of real time that is quick.
+fn quick() -> LabOptions {
+    LabOptions { job_ms: 5, merge_ms: 5, merge_retry_ms: 10, disk_arrival_ms: 300, ..LabOptions::real_time() }
+}
+
+/// A repository with a point of a VM of two disks; the VM is gone from the host.
+fn desk() -> (Desk, Vec<Vec<u8>>) {
+    let desk = Desk::empty();
+    desk.ok(["repo", "create"]);
+    let lab = LabHost::create_with(desk.path("lab"), quick()).unwrap();
+    let disks = [DiskSource::Empty { size_bytes: 24 * MIB }, DiskSource::Empty { size_bytes: 6 * MIB + 512 }];
+    lab.add_vm(VM, &disks, VmOptions::default()).unwrap();
+    lab.guest_write_only(VM, GuestWrites { seed: 1, mib: 4, spread: Spread::Scattered }).unwrap();
+    desk.ok(["backup", VM]);
+    let frozen = disks_of(&lab, VM);
+    let host = Host::new(lab.seam());
+    let vm = host.find_vm(VM).unwrap();
+    host.turn_off_vm(&vm).unwrap();
+    host.remove_vm(&vm.path).unwrap();
+    std::fs::remove_dir_all(desk.path("lab/c/VMs").join(VM)).unwrap();
+    (desk, frozen)
+}
+
+/// All disks of a VM, byte for byte, as its guest would see them.
+fn disks_of(lab: &Arc<LabHost>, vm: &str) -> Vec<Vec<u8>> {
+    let read = |disk| {
+        let disk = lab.open_guest_disk(vm, disk).unwrap();
+        let mut bytes = vec![0; disk.geometry().size_bytes as usize];
+        disk.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    (0..lab.disk_count(vm).unwrap()).map(read).collect()
+}
+
+/// The process that keeps a session; killed when the test ends in whatever way.
+struct Keeper {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    first: Value,
+}
+
+impl Keeper {
+    fn start(desk: &Desk, arguments: &[&str]) -> Self {
+        let mut command = desk.command(["instant", "start", "--json", "--state", "sessions"]);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().expect("it tells what it serves").unwrap();
+        Self { child, lines, first: serde_json::from_str(&first).unwrap() }
+    }
+
+    fn session(&self) -> String {
+        self.first["session_id"].as_str().unwrap_or_else(|| panic!("{}", self.first)).to_owned()
+    }
+
+    /// As `kill -9` does.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What it says at its end.
+    fn result(mut self) -> Value {
+        let last = self.lines.next().expect("a result").unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{last}");
+        serde_json::from_str(&last).unwrap()
+    }
+
+    fn stop(self) -> Value {
+        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+        self.result()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn instant(desk: &Desk, exit: i32, arguments: &[&str]) -> Value {
+    desk.json(exit, [&["instant"], arguments, &["--state", "sessions"]].concat())
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn state_of(lab: &Arc<LabHost>, vm: &str) -> VmState {
+    Host::new(lab.seam()).find_vm(vm).unwrap().state
+}
+
+/// Objects of the storage namespace: what is on the host besides VMs.
+fn storage(lab: &Arc<LabHost>) -> Vec<String> {
+    let mut found = Vec::new();
+    for class in ["MSFT_iSCSITargetPortal", "MSFT_iSCSISession", "MSFT_Disk", "MSFT_Partition"] {
+        let objects = lab.plain_seam().wmi.query(Namespace::Storage, &format!("SELECT * FROM {class}")).unwrap();
+        found.extend(objects.into_iter().map(|object| object.path.unwrap().to_string()));
+    }
+    found
+}
+
+/// Files below the drive, and what is left in the journal.
+fn leftovers(desk: &Desk) -> Vec<String> {
+    let mut files = support::files_below(&desk.path("lab/c"));
+    let journals = desk.path("lab/e3-state/instant");
+    if journals.exists() {
+        files.extend(
+            support::files_below(&journals).into_iter().filter(|file| file.extension().is_some_and(|it| it == "json")),
+        );
+    }
+    if desk.path("sessions").exists() {
+        files.extend(support::files_below(&desk.path("sessions")));
+    }
+    files.iter().map(|file| file.display().to_string()).collect()
+}
+
+/// Nothing of a session is left on the host, or beside it.
+fn assert_gone(desk: &Desk, before: &[String], label: &str) {
+    let lab = desk.lab();
+    assert_eq!(storage(&lab), before, "{label}: storage");
+    assert_eq!(leftovers(desk), Vec::<String>::new(), "{label}: files");
+    let host = Host::new(lab.seam());
+    assert!(host.list_vms().unwrap().is_empty() && host.list_planned_vms().unwrap().is_empty(), "{label}: VMs");
+    assert!(!desk.path("lab/c/VMs").join(VM).exists(), "{label}: folder");
+}
+
+#[test]
+fn a_vm_runs_from_the_backup_and_ends_on_local_files() {
+    let (desk, frozen) = desk();
+    let before = storage(&desk.lab());
+    let keeper = Keeper::start(&desk, &["DC01@latest"]);
+    let session = keeper.session();
+    let lab = desk.lab();
+    assert_eq!(state_of(&lab, VM), VmState::Running);
+    assert!(disks_of(&lab, VM) == frozen, "the VM sees the point's bytes through the volume");
+    let chain = lab.disk_chain(VM, 0).unwrap();
+    assert_eq!(chain.len(), 2, "{chain:?}");
+    assert!(chain[1].ends_with(r"\Restore point\disk0.vhdx"), "{chain:?}");
+    // What it writes goes into the child, and the point stays what it is.
+    lab.guest_write_only(VM, GuestWrites { seed: 7, mib: 2, spread: Spread::Scattered }).unwrap();
+    let mut expected = disks_of(&lab, VM);
+    assert!(expected != frozen);
+    let refused = desk.run(["backup", VM]);
+    assert_eq!(refused.exit, Some(5), "{refused:?}");
+    assert!(refused.stderr.contains("runs from a backup"), "{refused:?}");
+
+    // A kill of the keeper takes the disks away, and no longer than that.
+    keeper.kill();
+    assert!(lab.disk_sha256(VM, 0).is_err(), "without the target nothing can be read");
+    let keeper = Keeper::start(&desk, &["--resume", &session[..6]]);
+    assert_eq!(keeper.first["restarts"]["kill"], 1);
+    assert!(disks_of(&lab, VM) == expected);
+
+    desk.fails(2, "USAGE", ["instant", "switch", VM, "--state", "sessions"]);
+    desk.fails(2, "USAGE", ["instant", "move", VM, "--to", "x", "--state", "sessions"]);
+    let moved = instant(&desk, 0, &["move", VM]);
+    assert_eq!(moved["state"], "HYDRATED", "{moved:#}");
+    lab.guest_write_only(VM, GuestWrites { seed: 8, mib: 1, spread: Spread::Scattered }).unwrap();
+    expected = disks_of(&lab, VM);
+    // The VM has to be off, and nobody but its operator says so.
+    assert_eq!(instant(&desk, 0, &["switch", VM, "--no-wait"])["done"], "asked");
+    until("it is waited for the VM", || {
+        let shown = instant(&desk, 0, &["show", VM]);
+        shown["session"]["trouble"].to_string().contains("has to be off")
+    });
+    assert_eq!(state_of(&lab, VM), VmState::Running);
+    let done = instant(&desk, 0, &["switch", VM, "--shut-down"]);
+    assert_eq!((&done["done"], &done["state"]), (&"done".into(), &"FINISHED".into()), "{done:#}");
+    assert_eq!(keeper.result()["ending"], "finished");
+
+    assert_eq!(state_of(&lab, VM), VmState::Running, "it was shut down for this, and runs again");
+    assert!(disks_of(&lab, VM) == expected, "what the guest saw at its end");
+    for disk in 0..2 {
+        let chain = lab.disk_chain(VM, disk).unwrap();
+        assert_eq!(chain.len(), 1, "{chain:?}");
+        assert!(!chain[0].contains("since-restore"), "{chain:?}");
+    }
+    assert_eq!(storage(&lab), before);
+    assert_eq!(lab.stray_files().unwrap(), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(desk.path("sessions")).unwrap().count(), 0);
+    assert!(!desk.path("lab/c/VMs").join(VM).join("Restore point").exists());
+    // And is a VM like any other.
+    desk.ok(["backup", VM]);
+}
+
+#[test]
+fn what_fails_or_is_killed_before_the_vm_runs_is_taken_back() {
+    let (desk, frozen) = desk();
+    let before = storage(&desk.lab());
+    let start = ["instant", "start", "DC01@latest", "--state", "sessions", "--json"];
+    // A failure at a step, from the first to the last.
+    for method in ["New", "Connect", "AddAccessPath", "CreateVirtualHardDisk", "ImportSystemDefinition"] {
+        let fault = hyperv_sim::Fault::MethodReturns { method: method.into(), return_value: 32768 };
+        desk.lab().inject(fault).unwrap();
+        let run = desk.run(start);
+        assert_ne!(run.exit, Some(0), "{method}: {run:?}");
+        desk.lab().clear_faults().unwrap();
+        assert_gone(&desk, &before, method);
+    }
+    // A kill at a sample of the calls to the host.
+    let counts = desk.path("calls.json");
+    let mut command = desk.command(start);
+    let run = support::finish(command.args(["--for", "1s"]).env("E3_LAB_COUNT_FILE", &counts));
+    assert_eq!(run.exit, Some(0), "{run:?}");
+    instant(&desk, 0, &["discard", VM, "--confirm", VM]);
+    assert_gone(&desk, &before, "discarded");
+    let counts: Value = serde_json::from_slice(&std::fs::read(counts).unwrap()).unwrap();
+    let calls = counts["seam"].as_u64().unwrap();
+    let (mut taken_back, mut gone_on) = (0, 0);
+    for number in (0..calls).step_by(usize::try_from(calls / 7).unwrap().max(1)) {
+        let label = format!("call {number} of {calls}");
+        let run =
+            support::finish(desk.command(start).args(["--for", "1s"]).env("E3_LAB_KILL_AT", format!("seam:{number}")));
+        assert_ne!(run.exit, Some(0), "{label}: {run:?}");
+        // What is left is put in order by `host clean`, unless the VM is there.
+        desk.ok(["host", "clean", "--yes"]);
+        let sessions = instant(&desk, 0, &["list"])["sessions"].as_array().unwrap().clone();
+        let has_vm = Host::new(desk.lab().seam()).find_vm(VM).is_ok();
+        if has_vm {
+            let session = sessions[0]["session_id"].as_str().unwrap().to_owned();
+            let keeper = Keeper::start(&desk, &["--resume", &session]);
+            let lab = desk.lab();
+            assert!(disks_of(&lab, VM) == frozen, "{label}");
+            assert_eq!(keeper.stop()["ending"], "stopped");
+            instant(&desk, 0, &["discard", VM, "--confirm", VM]);
+            gone_on += 1;
+        } else {
+            if let Some(session) = sessions.first() {
+                let session = session["session_id"].as_str().unwrap();
+                desk.fails(6, "NOT_FOUND", ["instant", "start", "--resume", session, "--state", "sessions"]);
+            }
+            taken_back += 1;
+        }
+        assert_gone(&desk, &before, &label);
+    }
+    println!("{calls} calls; {taken_back} kills taken back, {gone_on} gone on");
+    assert!(taken_back > 2, "{taken_back}");
+}
