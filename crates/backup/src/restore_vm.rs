@@ -35,7 +35,7 @@ pub(crate) use self::place::join;
 pub use self::plan::{PlannedDisk, Quote, RestorePlan, plan_restore};
 pub(crate) use self::plan::{estimate, probe};
 pub(crate) use self::undo::{
-    UnfinishedVm, remove_all_configurations, remove_made, remove_when_idle, unfinished_in_place,
+    UnfinishedVm, remove_all_configurations, remove_made, remove_when_idle, unfinished_in_place, when_idle,
 };
 pub use self::undo::{open_restores, settle_restores};
 use crate::observer::Observer;

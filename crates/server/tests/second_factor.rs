@@ -298,6 +298,8 @@ fn with_four_eyes_nothing_goes_without_a_second_administrator() {
 fn a_restore_over_a_vm_needs_what_a_deletion_needs() {
     for database in Database::each() {
         let Destructible { server, owner, point, .. } = destructible(&database);
+        // Made now, it may destroy for good.
+        let owner = server.token(&owner);
         let restore = |who: &As, overwrites: bool| {
             let options = json!({"overwrite_existing": overwrites});
             let asked = json!({"backup_point_id": point, "restore_options": options});
@@ -314,7 +316,6 @@ fn a_restore_over_a_vm_needs_what_a_deletion_needs() {
         server.pass(5.1 / 60.0);
         restore(&admin, true).refused(403, "mfa_required");
 
-        let owner = server.token(&owner);
         server.post(&owner, "cloudbackup_settings.php", &json!({"four_eyes": true})).ok();
         let other = server.person(&owner, "other@example.com", "admin", None);
         let (other, ..) = enrol(&server, &other);

@@ -102,7 +102,14 @@ Examples:
 #[derive(Args, Clone, Debug)]
 pub struct StateArgs {
     /// Folder of the sessions, in place of the machine's own
-    #[arg(long = "state", env = "E3_STATE", value_name = "DIR", hide_short_help = true, hide_env_values = true)]
+    #[arg(
+        id = "state",
+        long = "state",
+        env = "E3_STATE",
+        value_name = "DIR",
+        hide_short_help = true,
+        hide_env_values = true
+    )]
     pub folder: Option<PathBuf>,
 }
 

@@ -11,7 +11,7 @@ use super::{InstantDisk, InstantStage, InstantVm};
 use crate::commit::timestamp;
 use crate::restore_vm::{
     ImportFiles, RestoreContext, RestorePlan, RestoreRequest, Scratch, import_files, join, missing_above, on_target,
-    plan_restore, registered, remove_scratch, writes_of,
+    plan_restore, registered, remove_scratch, when_idle, writes_of,
 };
 use crate::{BackupError, Event, Point};
 
@@ -183,7 +183,7 @@ pub(super) fn start(vm: &mut InstantVm<'_>) -> Result<(), BackupError> {
     }
     vm.journal.is_to_run = true;
     vm.save()?;
-    vm.host.start_vm(&now).map_err(vm.failed("start the disks"))
+    when_idle(vm.host, || vm.host.start_vm(&now)).map_err(vm.failed("start the disks"))
 }
 
 /// Every child was made for the base of its own disk, and that is what it will find.

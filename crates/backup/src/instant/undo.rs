@@ -7,7 +7,8 @@ use super::finish::detach;
 use super::journal::InstantStage;
 use crate::BackupError;
 use crate::restore_vm::{
-    UnfinishedVm, join, on_target, remove_all_configurations, remove_made, remove_scratch, remove_when_idle, writes_of,
+    UnfinishedVm, join, on_target, remove_all_configurations, remove_made, remove_scratch, remove_when_idle, when_idle,
+    writes_of,
 };
 use crate::state::HostState;
 
@@ -73,7 +74,7 @@ pub(super) fn undo(mut vm: InstantVm<'_>) -> Result<Vec<String>, BackupError> {
     match vm.vm()? {
         Some(made) => {
             if made.state != VmState::Off && made.state != VmState::Saved {
-                host.turn_off_vm(&made).map_err(vm.failed("turn off the disks"))?;
+                when_idle(host, || host.turn_off_vm(&made)).map_err(vm.failed("turn off the disks"))?;
             }
             remove_when_idle(host, &made.path).map_err(vm.failed("remove the disks"))?;
             done.push(format!("removed VM {}", made.name));

@@ -126,11 +126,16 @@ pub(crate) fn remove_all_configurations(writes: &dyn HostWrites, directory: &str
     Ok(())
 }
 
-/// Removes a VM from the host. A job that a killed process has started may still be at work on it; that is waited for.
+/// Removes a VM from the host, see [`when_idle`].
 pub(crate) fn remove_when_idle(host: &Host, path: &ObjectPath) -> Result<(), hyperv::Error> {
+    when_idle(host, || host.remove_vm(path))
+}
+
+/// Does something to a VM. A job that a killed process has started may still be at work on it; that is waited for.
+pub(crate) fn when_idle(host: &Host, act: impl Fn() -> Result<(), hyperv::Error>) -> Result<(), hyperv::Error> {
     let mut tries = 0;
     loop {
-        match host.remove_vm(path) {
+        match act() {
             Err(error) if error.kind() == ErrorKind::Busy && tries < MOST_TRIES => {
                 tries += 1;
                 host.seam().clock.sleep(BETWEEN_TRIES);
