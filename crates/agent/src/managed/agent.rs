@@ -273,11 +273,11 @@ impl<'m, 'a> Loop<'m, 'a> {
 
     fn failed(&mut self, error: &CallError) {
         let managed = self.managed;
-        if self.is_connected != Some(false) {
-            let text =
-                if error.is_shut_out() { "the server turns this agent away" } else { "the server does not answer" };
-            managed.problem(&format!("{text}; work goes on, and is told later: {error}"));
-        }
+        let text = if error.is_shut_out() { "the server turns this agent away" } else { "the server does not answer" };
+        let text = format!("{text}; work goes on, and is told later: {error}");
+        // Told again when the reason is another: a server that comes back with another certificate is not one that is
+        // switched off.
+        managed.problem(&text);
         self.is_connected = Some(false);
         let wait = if error.is_shut_out() { SHUT_OUT_WAIT } else { self.backoff.next(error) };
         self.poll_at = Instant::now() + wait;
@@ -286,6 +286,8 @@ impl<'m, 'a> Loop<'m, 'a> {
     fn connected(&mut self) {
         self.backoff.reset();
         if self.is_connected == Some(false) {
+            // The next absence is another one, also when its words are the same.
+            lock(&self.managed.last_problem).clear();
             self.managed.events.tell(EventKind::Reconnected, "the server answers again");
             self.managed.wake_outbox();
         }

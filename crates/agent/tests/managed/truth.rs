@@ -25,7 +25,7 @@ impl Estate {
             states == expected
         };
         self.server.wait_for(&format!("{expected:?}"), "cloudbackup_vms.php", &[], |answer| {
-            is_expected(&states_of(answer, &|vm| vm["state"].clone())).then_some(())
+            is_expected(&states_of(answer, &|vm| vm["status"]["state"].clone())).then_some(())
         });
         let report = self.server.get("cloudbackup_report.php", &[]);
         assert!(is_expected(&states_of(&report, &|vm| vm["status"]["state"].clone())), "{expected:?}: {report}");

@@ -164,7 +164,8 @@ async fn deliver(app: &App, agent: &Agent, now: Timestamp) -> Result<Vec<Command
 
 /// The keys that a command needs, never kept in its row.
 async fn context(tx: &mut Tx, app: &App, command: &Row) -> Result<Option<Object>, Failure> {
-    let needs_keys = command.text("type")?.contains("restore") || command.text("type")? == "verify_point";
+    let kind = command.text("type")?;
+    let needs_keys = kind.contains("restore") || ["hyperv_preflight", "verify_point"].contains(&kind.as_str());
     let Some(job) = command.opt_int("job_id")?.filter(|_| needs_keys) else { return Ok(None) };
     let job = tx.row("SELECT * FROM s3_cloudbackup_jobs WHERE id = ?", args![job]).await?;
     let Some(job) = job else { return Ok(None) };
