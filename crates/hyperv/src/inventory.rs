@@ -423,7 +423,13 @@ impl Host {
             // Without the service nothing is known about the disk; that is not the disk's fault.
             Err(error) if error.kind() == crate::ErrorKind::ServiceGone => return Err(error),
             Err(error) => {
-                let problem = problem_of_chain(&*self.seam.files, &path).unwrap_or_else(|| error.to_string());
+                // A chain in a circle is as well told as it can be; a refusal names neither file nor cause.
+                let told = matches!(error, Error::Unexpected { .. });
+                let found = if told { None } else { problem_of_chain(&*self.seam.files, &path) };
+                let problem = match found {
+                    Some(found) => format!("{found}; the host says: {error}"),
+                    None => error.to_string(),
+                };
                 vm.unreadable_disks.push(UnreadableDisk { slot: Some(slot), instance_id, path, problem });
             }
         }
