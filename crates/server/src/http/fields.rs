@@ -46,8 +46,21 @@ pub fn read<T: DeserializeOwned>(fields: &Map<String, Value>) -> Result<T, Failu
         Wrong { path, what, .. } if what.contains("a positive integer or a UUID") => {
             Failure::with(Code::InvalidId, format!("Field {path}: {what}")).detail("field", path)
         }
-        Wrong { path, what, .. } => Failure::invalid(if path.is_empty() { "body" } else { &path }, what),
+        Wrong { path, what, .. } if path.is_empty() => Failure::invalid(culprit::<T>(fields).unwrap_or("body"), what),
+        Wrong { path, what, .. } => Failure::invalid(&path, what),
     })
+}
+
+/// Of a struct that is flattened into another serde does not say which field is wrong: it is the one without which the
+/// rest is taken. More fields than any form has are not gone through.
+fn culprit<T: DeserializeOwned>(fields: &Map<String, Value>) -> Option<&str> {
+    const MOST_FIELDS: usize = 64;
+    let is_wrong = |name: &&String| {
+        let mut others = fields.clone();
+        others.remove(*name);
+        T::deserialize(Lenient(Value::Object(others))).is_ok()
+    };
+    fields.keys().filter(|_| fields.len() <= MOST_FIELDS).find(is_wrong).map(String::as_str)
 }
 
 /// Why fields do not make the type.
