@@ -259,8 +259,13 @@ mod tests {
             std::fs::read_dir(place.path().join("aa")).unwrap().map(|file| file.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["aaa.e3c", "note.txt"]);
-        std::fs::remove_dir_all(place.path()).unwrap();
-        assert_eq!(read(&cache, "aaa"), None, "deleted by somebody");
+        // Under Windows what is open stays.
+        #[cfg(unix)]
+        {
+            std::fs::remove_dir_all(place.path()).unwrap();
+            assert_eq!(read(&cache, "aaa"), None, "deleted by somebody");
+        }
+        cache.forget("aaa");
         cache.put("aaa", &[4; 10]);
         assert_eq!(read(&cache, "aaa"), Some(vec![4; 10]));
         cache.forget("aaa");
