@@ -23,9 +23,14 @@ struct Check {
 }
 
 impl Checks {
-    /// None yet; `skipped` are the lines about what this run does without.
-    pub fn begin(skipped: Vec<String>) -> Checks {
-        Checks { begun: Instant::now(), checks: Vec::new(), tally: Tally { skipped, ..Tally::default() } }
+    /// None yet.
+    pub fn begin() -> Checks {
+        Checks { begun: Instant::now(), checks: Vec::new(), tally: Tally::default() }
+    }
+
+    /// Notes the lines about what the run does without.
+    pub fn does_without(&mut self, skipped: &[String]) {
+        self.tally.skipped.extend_from_slice(skipped);
     }
 
     /// Runs one to its end, while its output is seen. A failure does not keep the next from running.

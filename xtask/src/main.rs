@@ -72,7 +72,7 @@ enum Task {
     Simulate(simulate::Options),
     /// Build the Debian packages of server and agent.
     Package(package::Options),
-    /// Install the peers only, and say where they are.
+    /// Install the peers and the toolchain for Windows only, and say where they are.
     Peers,
 }
 
@@ -103,7 +103,9 @@ fn run(task: Task) -> Result<ExitCode> {
 }
 
 fn show_peers() -> Result<ExitCode> {
-    Peers::gather(&Workspace::locate()?, Install::Missing);
+    let workspace = Workspace::locate()?;
+    Peers::gather(&workspace, Install::Missing);
+    windows::gather(&workspace);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,66 +3,18 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use support::serving::{Serving, instant, until};
 use support::{Desk, finish};
 
 const MIB: usize = 1 << 20;
 
-/// The process that serves a session; killed when the test ends in whatever way.
-struct Keeper {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    first: Value,
-}
-
-impl Keeper {
-    fn start(desk: &Desk, arguments: &[&str]) -> Self {
-        let mut command = desk.command(["instant", "start", "--host", "qemu", "--json", "--state", "sessions"]);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it tells what it serves").unwrap();
-        Self { child, lines, first: serde_json::from_str(&first).unwrap() }
-    }
-
-    fn session(&self) -> String {
-        self.first["session_id"].as_str().unwrap().to_owned()
-    }
-
-    fn uri(&self, disk: usize) -> String {
-        self.first["disks"][disk]["uri"].as_str().unwrap().to_owned()
-    }
-
-    /// As `kill -9` does.
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// What it says at its end.
-    fn result(mut self) -> Value {
-        let last = self.lines.next().expect("a result").unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{last}");
-        serde_json::from_str(&last).unwrap()
-    }
-
-    fn stop(self) -> Value {
-        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
-        self.result()
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn uri_of(keeper: &Serving, disk: usize) -> String {
+    keeper.first["disks"][disk]["uri"].as_str().unwrap().to_owned()
 }
 
 fn has(test: &str, programs: &[&str]) -> bool {
@@ -83,18 +35,6 @@ fn io(desk: &Desk, uri: &str, commands: &[&str]) -> bool {
     run.status.success() && !said.contains("failed") && !said.contains("error")
 }
 
-fn instant(desk: &Desk, exit: i32, arguments: &[&str]) -> Value {
-    desk.json(exit, [&["instant"], arguments, &["--state", "sessions"]].concat())
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// The disk of a VM, and what a guest makes of it.
 fn desk_with_disk(mib: usize) -> (Desk, Vec<u8>) {
     let desk = Desk::new();
@@ -111,8 +51,8 @@ fn a_session_outlives_kills_and_ends_as_plain_files() {
     }
     // More than is copied before any of it counts.
     let (desk, mut expected) = desk_with_disk(160);
-    let keeper = Keeper::start(&desk, &["DC01@latest", "--cache", "cached"]);
-    let (session, uri) = (keeper.session(), keeper.uri(0));
+    let keeper = Serving::qemu_session(&desk, &["DC01@latest", "--cache", "cached"]);
+    let (session, uri) = (keeper.session_id(), uri_of(&keeper, 0));
     let arguments = keeper.first["qemu"]["disks"][1].as_str().unwrap();
     assert!(arguments.starts_with("driver=nbd,server.type=unix,server.path="), "{arguments}");
     assert_eq!(keeper.first["state"], "SERVING");
@@ -134,8 +74,8 @@ fn a_session_outlives_kills_and_ends_as_plain_files() {
     let run = desk.fails(9, "HOST_FAILED", ["instant", "move", "DC01", "--to", "vms", "--state", "sessions"]);
     assert!(run.stderr.contains(&format!("instant start --resume {}", &session[..8])), "{run:?}");
 
-    let keeper = Keeper::start(&desk, &["--resume", &session[..6], "--linger", "2s"]);
-    assert_eq!(keeper.uri(0), uri);
+    let keeper = Serving::qemu_session(&desk, &["--resume", &session[..6], "--linger", "2s"]);
+    assert_eq!(uri_of(&keeper, 0), uri);
     assert_eq!(keeper.first["restarts"]["kill"], 1);
     assert!(io(&desk, &uri, &["read -P 0x61 1M 64k", "read -P 0 5M 1M", "write -P 0x62 9M 4k"]));
     expected[9 * MIB..9 * MIB + 4096].fill(0x62);
@@ -147,7 +87,7 @@ fn a_session_outlives_kills_and_ends_as_plain_files() {
     let moved = |desk: &Desk| instant(desk, 0, &["show", "DC01"])["session"]["moved_bytes"].as_u64().unwrap_or(0);
     until("some of it is moved", || moved(&desk) >= 4 << 20);
     keeper.kill();
-    let keeper = Keeper::start(&desk, &["--resume", &session, "--linger", "2s"]);
+    let keeper = Serving::qemu_session(&desk, &["--resume", &session, "--linger", "2s"]);
     assert_eq!(keeper.first["state"], "HYDRATING");
     assert!(io(&desk, &uri, &["write -P 0x63 13M 4k"]));
     expected[13 * MIB..13 * MIB + 4096].fill(0x63);
@@ -179,9 +119,13 @@ fn a_session_is_discarded_only_by_name_and_leaves_nothing() {
     }
     let (desk, _) = desk_with_disk(8);
     for is_served in [true, false] {
-        let keeper = Keeper::start(&desk, &["DC01@1", "--listen", "127.0.0.1:0"]);
-        assert!(keeper.uri(0).starts_with("nbd://127.0.0.1:") && !keeper.uri(0).contains(":0/"), "{}", keeper.uri(0));
-        assert!(io(&desk, &keeper.uri(0), &["write -P 0x61 1M 64k"]));
+        let keeper = Serving::qemu_session(&desk, &["DC01@1", "--listen", "127.0.0.1:0"]);
+        assert!(
+            uri_of(&keeper, 0).starts_with("nbd://127.0.0.1:") && !uri_of(&keeper, 0).contains(":0/"),
+            "{}",
+            uri_of(&keeper, 0)
+        );
+        assert!(io(&desk, &uri_of(&keeper, 0), &["write -P 0x61 1M 64k"]));
         instant(&desk, 0, &["move", "DC01", "--to", "vms"]);
         assert!(desk.path("vms/DC01-disk0.raw").exists());
         let keeper = if is_served {
@@ -209,7 +153,7 @@ fn an_iscsi_session_has_a_login_of_its_own_and_keeps_it() {
         return;
     }
     let (desk, _) = desk_with_disk(8);
-    let keeper = Keeper::start(&desk, &["DC01@latest", "--transport", "iscsi", "--bus", "scsi"]);
+    let keeper = Serving::qemu_session(&desk, &["DC01@latest", "--transport", "iscsi", "--bus", "scsi"]);
     let disks: Vec<String> = serde_json::from_value(keeper.first["qemu"]["disks"].clone()).unwrap();
     let after = |flag: &str, disks: &[String]| disks[disks.iter().position(|one| one == flag).unwrap() + 1].clone();
     let io = |disks: &[String], command: &str| {
@@ -219,12 +163,12 @@ fn an_iscsi_session_has_a_login_of_its_own_and_keeps_it() {
         let run = qemu.output().unwrap();
         run.status.success() && !String::from_utf8_lossy(&run.stdout).contains("failed")
     };
-    let secret = std::fs::read_to_string(desk.path("sessions").join(keeper.session()).join("chap-secret")).unwrap();
+    let secret = std::fs::read_to_string(desk.path("sessions").join(keeper.session_id()).join("chap-secret")).unwrap();
     assert!(disks.iter().all(|argument| !argument.contains(&secret)) && secret.len() == 16);
     assert!(io(&disks, "write -P 0x61 1M 64k"));
-    let session = keeper.session();
+    let session = keeper.session_id();
     keeper.kill();
-    let keeper = Keeper::start(&desk, &["--resume", &session]);
+    let keeper = Serving::qemu_session(&desk, &["--resume", &session]);
     assert_eq!(keeper.first["qemu"]["disks"], serde_json::json!(disks), "the machine is not told anew");
     assert!(io(&disks, "read -P 0x61 1M 64k"));
     std::fs::write(desk.path("wrong"), "abcdefghijkmnpqr").unwrap();
@@ -244,8 +188,8 @@ fn a_repository_that_goes_away_is_told_of_and_lived_with() {
     }
     let (desk, disk) = desk_with_disk(24);
     let memory = ["--memory", "4MiB", "--timeout", "1s"];
-    let keeper = Keeper::start(&desk, &[&["DC01@latest", "--cache", "cached"], &memory[..]].concat());
-    let uri = keeper.uri(0);
+    let keeper = Serving::qemu_session(&desk, &[&["DC01@latest", "--cache", "cached"], &memory[..]].concat());
+    let uri = uri_of(&keeper, 0);
     // Into the cache: what is read before stays readable.
     assert!(io(&desk, &uri, &["read 0 4M", "write -P 0x61 1M 64k", "flush"]));
     std::fs::rename(desk.path("repo"), desk.path("away")).unwrap();
@@ -276,8 +220,8 @@ fn qemu_moves_the_disks_of_a_machine_by_itself() {
         return;
     }
     let (desk, mut expected) = desk_with_disk(24);
-    let keeper = Keeper::start(&desk, &["DC01@latest", "--bus", "virtio"]);
-    assert!(io(&desk, &keeper.uri(0), &["write -P 0x61 1M 64k", "flush"]));
+    let keeper = Serving::qemu_session(&desk, &["DC01@latest", "--bus", "virtio"]);
+    assert!(io(&desk, &uri_of(&keeper, 0), &["write -P 0x61 1M 64k", "flush"]));
     expected[MIB..MIB + (64 << 10)].fill(0x61);
     let disks: Vec<String> = serde_json::from_value(keeper.first["qemu"]["disks"].clone()).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64")
@@ -312,12 +256,12 @@ fn what_a_boot_reads_is_fetched_first_at_the_next() {
         let line = metrics.lines().find(|line| line.contains("prefetch_segments_total{kind=\"boot_set\"}"));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
     };
-    let keeper = Keeper::start(&desk, &["DC01@latest"]);
-    assert!(io(&desk, &keeper.uri(0), &["read 13M 512", "read 2M 7M", "read 17M 3M"]));
+    let keeper = Serving::qemu_session(&desk, &["DC01@latest"]);
+    assert!(io(&desk, &uri_of(&keeper, 0), &["read 13M 512", "read 2M 7M", "read 17M 3M"]));
     assert_eq!(fetched(&desk), 0, "nothing is known of this VM");
     keeper.stop();
     desk.ok(["instant", "discard", "DC01", "--confirm", "DC01", "--state", "sessions"]);
-    let _keeper = Keeper::start(&desk, &["DC01@latest"]);
+    let _keeper = Serving::qemu_session(&desk, &["DC01@latest"]);
     // 3 MiB of what was read are known to be zero: there is nothing to fetch.
     until("the boot set is fetched", || fetched(&desk) >= 7);
     let check = finish(&mut desk.command(["host", "check", "--host", "qemu", "--state", "sessions", "--json"])).json();

@@ -3,17 +3,14 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use hyperv::seam::Namespace;
 use hyperv::{Host, VmState};
 use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Desk;
+use support::serving::{Serving, instant, until};
 use vhdx::VirtualDisk as _;
 
 const VM: &str = "DC01";
@@ -51,65 +48,6 @@ fn disks_of(lab: &Arc<LabHost>, vm: &str) -> Vec<Vec<u8>> {
         bytes
     };
     (0..lab.disk_count(vm).unwrap()).map(read).collect()
-}
-
-/// The process that keeps a session; killed when the test ends in whatever way.
-struct Keeper {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    first: Value,
-}
-
-impl Keeper {
-    fn start(desk: &Desk, arguments: &[&str]) -> Self {
-        let mut command = desk.command(["instant", "start", "--json", "--state", "sessions"]);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it tells what it serves").unwrap();
-        Self { child, lines, first: serde_json::from_str(&first).unwrap() }
-    }
-
-    fn session(&self) -> String {
-        self.first["session_id"].as_str().unwrap_or_else(|| panic!("{}", self.first)).to_owned()
-    }
-
-    /// As `kill -9` does.
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// What it says at its end.
-    fn result(mut self) -> Value {
-        let last = self.lines.next().expect("a result").unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{last}");
-        serde_json::from_str(&last).unwrap()
-    }
-
-    fn stop(self) -> Value {
-        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
-        self.result()
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn instant(desk: &Desk, exit: i32, arguments: &[&str]) -> Value {
-    desk.json(exit, [&["instant"], arguments, &["--state", "sessions"]].concat())
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn state_of(lab: &Arc<LabHost>, vm: &str) -> VmState {
@@ -155,8 +93,8 @@ fn assert_gone(desk: &Desk, before: &[String], label: &str) {
 fn a_vm_runs_from_the_backup_and_ends_on_local_files() {
     let (desk, frozen) = desk();
     let before = storage(&desk.lab());
-    let keeper = Keeper::start(&desk, &["DC01@latest"]);
-    let session = keeper.session();
+    let keeper = Serving::session(&desk, &["DC01@latest"]);
+    let session = keeper.session_id();
     let lab = desk.lab();
     assert_eq!(state_of(&lab, VM), VmState::Running);
     assert!(disks_of(&lab, VM) == frozen, "the VM sees the point's bytes through the volume");
@@ -174,7 +112,7 @@ fn a_vm_runs_from_the_backup_and_ends_on_local_files() {
     // A kill of the keeper takes the disks away, and no longer than that.
     keeper.kill();
     assert!(lab.disk_sha256(VM, 0).is_err(), "without the target nothing can be read");
-    let keeper = Keeper::start(&desk, &["--resume", &session[..6]]);
+    let keeper = Serving::session(&desk, &["--resume", &session[..6]]);
     assert_eq!(keeper.first["restarts"]["kill"], 1);
     assert!(disks_of(&lab, VM) == expected);
 
@@ -245,7 +183,7 @@ fn what_fails_or_is_killed_before_the_vm_runs_is_taken_back() {
         let has_vm = Host::new(desk.lab().seam()).find_vm(VM).is_ok();
         if has_vm {
             let session = sessions[0]["session_id"].as_str().unwrap().to_owned();
-            let keeper = Keeper::start(&desk, &["--resume", &session]);
+            let keeper = Serving::session(&desk, &["--resume", &session]);
             let lab = desk.lab();
             assert!(disks_of(&lab, VM) == frozen, "{label}");
             assert_eq!(keeper.stop()["ending"], "stopped");

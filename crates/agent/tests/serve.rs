@@ -5,52 +5,20 @@
 mod pki;
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Desk;
+use support::serving::Serving;
 
-/// The program while it serves; killed when the test ends in whatever way.
-struct Serving {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    first: Value,
+fn nbd(desk: &Desk, more: &[&str]) -> Serving {
+    Serving::start(desk.command(["serve", "nbd", "DC01@latest", "--json"]).args(more))
 }
 
-impl Serving {
-    fn start(desk: &Desk, more: &[&str]) -> Self {
-        Self::of(desk.command(["serve", "nbd", "DC01@latest", "--json"]).args(more))
-    }
-
-    fn of(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it tells what it serves").unwrap();
-        Self { child, lines, first: serde_json::from_str(&first).unwrap() }
-    }
-
-    fn uri(&self, export: usize) -> &str {
-        self.first["exports"][export]["uri"].as_str().unwrap()
-    }
-
-    fn stop(mut self) -> Value {
-        let id = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        kill_process(id, Signal::INT).unwrap();
-        let last = self.lines.next().expect("a result").unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
-        serde_json::from_str(&last).unwrap()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Where the first export is.
+fn uri(serving: &Serving) -> &str {
+    serving.first["exports"][0]["uri"].as_str().unwrap()
 }
 
 fn is_there(test: &str) -> bool {
@@ -87,14 +55,14 @@ fn a_point_is_served_and_writes_outlive_a_kill() {
     let desk = Desk::new();
     desk.add_vm("DC01", 8, 1);
     desk.ok(["backup", "DC01"]);
-    let serving = Serving::start(&desk, &["--socket", "s.sock", "--cache", "cache"]);
+    let serving = nbd(&desk, &["--socket", "s.sock", "--cache", "cache"]);
     assert_eq!(serving.first["exports"][0]["size_bytes"], 8 << 20);
     assert_eq!(serving.first["writes"], Value::Null);
     let has_qemu = is_there("a_point_is_served_and_writes_outlive_a_kill");
     if has_qemu {
-        let image = ["compare", "-f", "raw", "-F", "raw", serving.uri(0), "DC01-1.raw"];
+        let image = ["compare", "-f", "raw", "-F", "raw", uri(&serving), "DC01-1.raw"];
         assert!(qemu(&desk, "qemu-img", &image).contains("identical"));
-        let info = qemu(&desk, "qemu-img", &["map", "--output=json", "-f", "raw", serving.uri(0)]);
+        let info = qemu(&desk, "qemu-img", &["map", "--output=json", "-f", "raw", uri(&serving)]);
         assert!(info.contains("\"zero\": true"), "{info}");
     }
     let result = serving.stop();
@@ -105,15 +73,15 @@ fn a_point_is_served_and_writes_outlive_a_kill() {
     assert!(result["read_bytes"]["repository"].as_u64().unwrap() > 4 << 20, "{result}");
 
     let writing = ["--listen", "127.0.0.1:0", "--writes", "writes", "--cache", "cache"];
-    let serving = Serving::start(&desk, &writing);
-    let io = ["-f", "raw", "-c", "write -P 0x77 1M 64k", "-c", "write -z 4M 1M", "-c", "flush", serving.uri(0)];
+    let serving = nbd(&desk, &writing);
+    let io = ["-f", "raw", "-c", "write -P 0x77 1M 64k", "-c", "write -z 4M 1M", "-c", "flush", uri(&serving)];
     qemu(&desk, "qemu-io", &io);
-    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x78 2M 4k", serving.uri(0)]);
+    qemu(&desk, "qemu-io", &["-f", "raw", "-c", "write -P 0x78 2M 4k", uri(&serving)]);
     // As `kill -9` does.
     drop(serving);
-    let serving = Serving::start(&desk, &writing);
+    let serving = nbd(&desk, &writing);
     let reads = ["-c", "read -P 0x77 1M 64k", "-c", "read -P 0 4M 1M", "-c", "read -P 0x78 2M 4k"];
-    qemu(&desk, "qemu-io", &[&["-f", "raw"], &reads[..], &[serving.uri(0)]].concat());
+    qemu(&desk, "qemu-io", &[&["-f", "raw"], &reads[..], &[uri(&serving)]].concat());
     let result = serving.stop();
     assert!(result["read_bytes"]["overlay"].as_u64().unwrap() > 0, "{result}");
     let mut looked_at = 0;
@@ -123,8 +91,8 @@ fn a_point_is_served_and_writes_outlive_a_kill() {
     });
     assert!(looked_at > 64 << 10);
     // The point is what it was.
-    let serving = Serving::start(&desk, &["--socket", "s.sock"]);
-    let image = ["compare", "-f", "raw", "-F", "raw", serving.uri(0), "DC01-1.raw"];
+    let serving = nbd(&desk, &["--socket", "s.sock"]);
+    let image = ["compare", "-f", "raw", "-F", "raw", uri(&serving), "DC01-1.raw"];
     assert!(qemu(&desk, "qemu-img", &image).contains("identical"));
 }
 
@@ -137,12 +105,12 @@ fn what_cannot_be_served_is_refused() {
     desk.fails(6, "NOT_FOUND", ["serve", "nbd", "DC01@latest", "--disk", "7"]);
     let run = desk.fails(2, "USAGE", ["serve", "nbd", "DC01@latest", "--listen", "192.0.2.1:10809"]);
     assert!(run.stderr.contains("TLS"), "{run:?}");
-    let serving = Serving::start(&desk, &["--socket", "s.sock", "--writes", "writes"]);
+    let serving = nbd(&desk, &["--socket", "s.sock", "--writes", "writes"]);
     let second = ["serve", "nbd", "DC01@latest", "--listen", "127.0.0.1:0", "--writes", "writes"];
     desk.fails(7, "BUSY", second);
     serving.stop();
     // Writes over one point are no writes over another.
-    drop(Serving::start(&desk, &["--socket", "s.sock", "--writes", "writes"]));
+    drop(nbd(&desk, &["--socket", "s.sock", "--writes", "writes"]));
     std::fs::remove_file(desk.path("s.sock")).unwrap();
     desk.ok(["lab", "write", "lab", "DC01", "--mib", "1"]);
     desk.ok(["backup", "DC01"]);
@@ -174,9 +142,9 @@ fn a_point_is_served_over_tls_to_those_with_a_certificate() {
     assert!(keyless.exit == Some(2) && keyless.stderr.contains("--tls-key"), "{keyless:?}");
 
     let listen = ["--listen", "0.0.0.0:0"];
-    let serving = Serving::start(&desk, &[&server[..], &clients, &listen].concat());
-    let port: u16 = serving.uri(0).rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
-    assert!(serving.uri(0).starts_with("nbds://"), "{}", serving.uri(0));
+    let serving = nbd(&desk, &[&server[..], &clients, &listen].concat());
+    let port: u16 = uri(&serving).rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
+    assert!(uri(&serving).starts_with("nbds://"), "{}", uri(&serving));
     let look = |pki: &pki::Pki| {
         let credentials = format!("tls-creds-x509,id=t0,dir={},endpoint=client,verify-peer=on", pki.dir.display());
         let image =
@@ -227,7 +195,7 @@ fn a_point_is_served_over_iscsi_to_those_who_log_in() {
 
     let serving = |more: &[&str]| {
         let mut command = desk.command(["serve", "iscsi", "DC01@latest", "--json", "--listen", "127.0.0.1:0"]);
-        Serving::of(command.args(both).args(more).env("E3_MUTUAL_CHAP_SECRET", "mutualsecret12"))
+        Serving::start(command.args(both).args(more).env("E3_MUTUAL_CHAP_SECRET", "mutualsecret12"))
     };
     let first = serving(&[]);
     let (uri, target) = (first.first["units"][0]["uri"].as_str().unwrap(), first.first["target"].as_str().unwrap());
@@ -254,7 +222,7 @@ fn a_point_is_served_over_iscsi_to_those_who_log_in() {
 
     let serving = |more: &[&str]| {
         let mut command = desk.command(["serve", "iscsi", "DC01@latest", "--json", "--writes", "writes"]);
-        Serving::of(command.args(more))
+        Serving::start(command.args(more))
     };
     let first = serving(&["--listen", "127.0.0.1:0"]);
     let uri = first.first["units"][0]["uri"].as_str().unwrap().to_owned();
@@ -282,11 +250,11 @@ fn a_volume_holds_the_disks_as_files() {
     }
     let start = |more: &[&str]| {
         let mut command = desk.command(["serve", "nbd", "TWO@latest", "--json", "--volume", "--socket", "v.sock"]);
-        Serving::of(command.args(more))
+        Serving::start(command.args(more))
     };
     let serving = start(&[]);
     assert_eq!(serving.first["exports"].as_array().unwrap().len(), 1);
-    let volume = serving.uri(0).to_owned();
+    let volume = uri(&serving).to_owned();
     assert!(volume.contains("/volume?"), "{volume}");
     let copy = |offset: u64, size: u64, name: &str| {
         let server = format!("file.server.type=unix,file.server.path={}", desk.path("v.sock").display());

@@ -58,7 +58,6 @@ impl Host {
     /// Gives a drive of a VM that is off another file, and the VM its access to it. `instance_id` is that of the disk.
     pub fn replace_disk_file(&self, vm: &Vm, instance_id: &str, path: &str) -> Result<(), Error> {
         let attempt = format!("make {path} a disk of {}", vm.label());
-        let service = self.service(&attempt, MANAGEMENT_SERVICE)?;
         let media = self.find(&attempt, &wql::associated(&vm.settings_path, COMPONENT, Some(MEDIA)))?;
         let slot = slot_part(instance_id);
         let is_it = |medium: &&Instance| {
@@ -69,18 +68,29 @@ impl Host {
             what: format!("the disk {instance_id} of {}", vm.label()),
         })?;
         let file = CimValue::Array(CimType::String, vec![CimValue::String(path.to_owned())]);
-        let text = cim_xml::to_text(&cim_xml::changed(medium, vec![("HostResource", file)]))
-            .map_err(|source| Error::CimXml { attempt: attempt.clone(), source })?;
+        let ended = self.modify_medium(&attempt, medium, vec![("HostResource", file)])?;
+        known(&attempt, ended)
+    }
+
+    /// `ModifyResourceSettings` of a disk in a drive, with the complete instance as read.
+    pub(crate) fn modify_medium(
+        &self,
+        attempt: &str,
+        medium: &Instance,
+        changes: Vec<(&str, CimValue)>,
+    ) -> Result<Ended, Error> {
+        let service = self.service(attempt, MANAGEMENT_SERVICE)?;
+        let text = cim_xml::to_text(&cim_xml::changed(medium, changes))
+            .map_err(|source| Error::CimXml { attempt: attempt.to_owned(), source })?;
         let texts = CimValue::Array(CimType::String, vec![CimValue::String(text)]);
-        let ended = self.invoke(&Invocation {
-            attempt: &attempt,
+        self.invoke(&Invocation {
+            attempt,
             object: &service,
             method: "ModifyResourceSettings",
             parameters: &[("ResourceSettings", texts)],
             limits: JobLimits::DEFAULT,
             cancel: None,
-        })?;
-        known(&attempt, ended)
+        })
     }
 
     fn image(&self, attempt: &str, method: &'static str, parameters: &[(&str, CimValue)]) -> Result<(), Error> {

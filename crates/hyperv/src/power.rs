@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use crate::checkpoint_list::LOOK_AGAIN_AFTER;
-use crate::host::MANAGEMENT_SERVICE;
 use crate::inventory::{COMPONENT, MEDIA};
 use crate::job::{Ended, Invocation, JobLimits};
-use crate::seam::{CimType, CimValue};
-use crate::{Error, ErrorKind, Host, Vm, VmState, cim_xml, wql};
+use crate::seam::CimValue;
+use crate::{Error, ErrorKind, Host, Vm, VmState, wql};
 
 /// `RequestedState` (spec 1.2).
 const START: u16 = 2;
@@ -84,20 +83,9 @@ impl Host {
     pub fn grant_disk_access(&self, vm: &Vm) -> Result<(), Error> {
         let attempt = format!("give {} access to its disk files", vm.label());
         let attempt = attempt.as_str();
-        let service = self.service(attempt, MANAGEMENT_SERVICE)?;
         let media = self.find(attempt, &wql::associated(&vm.settings_path, COMPONENT, Some(MEDIA)))?;
         for medium in media {
-            let text = cim_xml::to_text(&cim_xml::changed(&medium, Vec::new()))
-                .map_err(|source| Error::CimXml { attempt: attempt.to_owned(), source })?;
-            let texts = CimValue::Array(CimType::String, vec![CimValue::String(text)]);
-            self.invoke(&Invocation {
-                attempt,
-                object: &service,
-                method: "ModifyResourceSettings",
-                parameters: &[("ResourceSettings", texts)],
-                limits: JobLimits::DEFAULT,
-                cancel: None,
-            })?;
+            self.modify_medium(attempt, &medium, Vec::new())?;
         }
         Ok(())
     }

@@ -5,8 +5,8 @@
 //!
 //! How a use flows: implement [`Device`] (or take a [`MemoryDevice`]), put it into [`TargetOptions`] with the
 //! [`UnitOptions`] that say how it is shown, make [`Targets`] of them, give these to [`Server::start`], and let that
-//! listen. Targets come and go with [`Server::add`] and [`Server::remove`]; [`Server::shutdown`] asks initiators to leave and flushes every device. `examples/serve_file.rs` is all of
-//! this in a page.
+//! listen. Targets come and go with [`Server::add`] and [`Server::remove`]; [`Server::shutdown`] asks initiators to leave
+//! and flushes every device. `examples/iscsi_file.rs` is all of this in a page.
 //!
 //! What a peer sends is never trusted: lengths are checked before anything is allocated, data is asked for only when
 //! there is room for it, and memory is bounded by [`ServerOptions`].

@@ -5,7 +5,7 @@
 //!
 //! How a use flows: implement [`Device`] (or take a [`FileDevice`]), put it into [`Exports`], give them to
 //! [`Server::start`], and let that listen on a Unix socket or on a loopback address. [`Server::shutdown`] lets requests
-//! in flight finish and flushes every device. `examples/serve_file.rs` is all of this in a few lines.
+//! in flight finish and flushes every device. `examples/nbd_file.rs` is all of this in a few lines.
 //!
 //! What a peer sends is never trusted: lengths are checked before anything is allocated, memory is bounded by
 //! [`ServerOptions`], and a request that cannot be granted is answered with its error while the connection goes on.

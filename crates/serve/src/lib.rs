@@ -29,6 +29,7 @@ mod vhdx_disk;
 mod mover;
 mod session;
 mod state;
+mod steering;
 
 mod disk_cache;
 mod point_base;
@@ -46,7 +47,7 @@ pub use hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 pub use metrics::{Metrics, Operation, PrefetchKind, Source};
 pub use mover::Mover;
 pub use moving::{Hydrated, MoveError, Pause, Step, Switched};
-pub use pace::{DEFAULT_BYTES_PER_SECOND, Pace};
+pub use pace::DEFAULT_BYTES_PER_SECOND;
 pub use point_base::{
     PointBase, RecordError, cache_secret, disk_id_of, overlay_secret, read_boot_set, record_boot_set,
 };
@@ -56,6 +57,7 @@ pub use session::{
     os_boot_id, read_session,
 };
 pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
+pub use steering::{Steered, Steering};
 pub use stream_copy::{StreamCopy, StreamCopyError};
 pub use vhdx_disk::VhdxDisk;
 pub use volume_base::{VolumeBase, volume_id};

@@ -26,6 +26,14 @@ impl Pace {
         Self { limit_per_second, due: Duration::ZERO, moved: VecDeque::new(), begun: Instant::now() }
     }
 
+    /// Another limit, from now on: what is owed under the former one is forgiven.
+    pub fn set_limit(&mut self, limit_per_second: u64) {
+        if self.limit_per_second != limit_per_second {
+            self.limit_per_second = limit_per_second;
+            self.due = Duration::ZERO;
+        }
+    }
+
     /// Notes that bytes were moved just now; how long to rest before the next.
     pub fn moved(&mut self, bytes: u64) -> Duration {
         self.moved_at(self.begun.elapsed(), bytes)
@@ -103,6 +111,8 @@ mod tests {
         pace.moved_at(Duration::from_secs(1), MIB);
         let rest = pace.moved_at(Duration::from_secs(100), 2 * MIB);
         assert!(rest <= Duration::from_secs(2), "{rest:?}");
+        pace.set_limit(4 * MIB);
+        assert_eq!(pace.moved_at(Duration::from_secs(101), 2 * MIB), Duration::ZERO, "by the new limit");
     }
 
     #[test]

@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use backup::PointDisk;
 use backup::instant::InstantVm;
 use hyperv::{Host, VmState};
-use jiff::Timestamp;
 use serve::{DEFAULT_BYTES_PER_SECOND, Hydrated, Session, State, StreamCopy};
 
 use super::copying::{CopiedFile, Copying};
 use super::keeper::Ending;
 use super::record::{Figures, Wanted};
 use crate::failure::{Attempt as _, Failure};
-use crate::serving::{Sources, Transport, read_bytes};
+use crate::serving::{Sources, Transport};
 
 const GRACE: Duration = Duration::from_secs(10);
 const TEND_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +52,7 @@ impl HypervKeeper<'_> {
         let what = "keep the instant session";
         let on = self.folder.display().to_string();
         let mut figures = Figures { process_id: std::process::id(), ..Figures::default() };
-        let mut copying: Option<(Copying, u64)> = None;
+        let mut copying: Option<Copying> = None;
         let (mut last_tended, mut last_tried) = (None::<Instant>, None::<Instant>);
         let ending = loop {
             if is_stopped() {
@@ -66,10 +65,8 @@ impl HypervKeeper<'_> {
             if wanted.move_to.is_some() {
                 figures.refused = self.copy(&wanted, &mut copying).err();
             }
-            if figures.first_read_ms.is_none() && self.sources.metrics.reads() > 0 {
-                figures.first_read_ms = u64::try_from(self.begun.elapsed().as_millis()).ok();
-            }
-            let is_whole = copying.as_ref().is_some_and(|(copying, _)| copying.is_done());
+            figures.note_first_read(self.begun, &self.sources);
+            let is_whole = copying.as_ref().is_some_and(Copying::is_done);
             let is_due = last_tried.is_none_or(|last| last.elapsed() >= FINISH_EVERY);
             if wanted.switch && is_whole && is_due {
                 last_tried = Some(Instant::now());
@@ -87,7 +84,7 @@ impl HypervKeeper<'_> {
                     (Some(_), false) => State::Hydrating,
                     (None, false) => State::Serving,
                 });
-                self.tend(&mut figures, copying.as_ref().map(|(copying, _)| copying));
+                self.tend(&mut figures, copying.as_ref());
                 figures.write(&self.folder).attempt(what, &*on)?;
                 tell(figures.stage.unwrap_or(State::Serving), &figures);
             }
@@ -118,13 +115,12 @@ impl HypervKeeper<'_> {
     }
 
     /// Begins to copy, or goes on at another rate. The error is for the operator.
-    fn copy(&self, wanted: &Wanted, copying: &mut Option<(Copying, u64)>) -> Result<(), String> {
+    fn copy(&self, wanted: &Wanted, copying: &mut Option<Copying>) -> Result<(), String> {
         let rate = wanted.bytes_per_second.unwrap_or(DEFAULT_BYTES_PER_SECOND);
-        if copying.as_ref().is_some_and(|(copying, of_copying)| copying.is_done() || *of_copying == rate) {
+        if let Some(copying) = copying {
+            copying.set_rate(rate);
             return Ok(());
         }
-        // The former one ends first: two would do the same work.
-        *copying = None;
         let writes = self.host.seam().files.writes().ok_or("files of the host cannot be written from here")?;
         let described = |number| self.sources.description.disks.iter().find(|disk: &&PointDisk| disk.number == number);
         let (mut files, mut before) = (Vec::new(), Hydrated { done_bytes: 0, total_bytes: 0 });
@@ -146,7 +142,7 @@ impl HypervKeeper<'_> {
             files.push(CopiedFile { copy, partial, local: disk.local.clone() });
         }
         let begun = Copying::start(self.host.clone(), files, before, rate);
-        *copying = Some((begun.map_err(|error| format!("copy the disks: {error}"))?, rate));
+        *copying = Some(begun.map_err(|error| format!("copy the disks: {error}"))?);
         Ok(())
     }
 
@@ -179,17 +175,9 @@ impl HypervKeeper<'_> {
     }
 
     fn tend(&self, figures: &mut Figures, copying: Option<&Copying>) {
-        figures.at = Timestamp::now();
-        figures.clients = self.transport.clients();
-        figures.read_bytes = read_bytes(&self.sources.metrics);
-        figures.overlay_live_bytes = self.session.overlay_stats().live_bytes;
-        let copied = copying.map(Copying::copied);
-        figures.moved_bytes = copied.map(|copied| copied.done_bytes);
-        figures.total_bytes = copied.map(|copied| copied.total_bytes);
-        figures.seconds_left = copying.and_then(Copying::time_left).map(|left| left.as_secs());
-        figures.trouble = self.session.tend();
+        figures.observe(&self.transport, &self.sources, &self.session);
+        figures.note_moved(copying.map(Copying::copied), copying.and_then(Copying::time_left));
         figures.trouble.extend(copying.and_then(Copying::trouble));
         figures.trouble.extend(figures.waits_for.clone());
-        figures.metrics = self.session.render_metrics();
     }
 }

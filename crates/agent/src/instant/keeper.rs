@@ -4,17 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use serve::{DEFAULT_BYTES_PER_SECOND, Mover, Session, SessionError, State};
+use serve::{DEFAULT_BYTES_PER_SECOND, Mover, Session, State};
 
 use super::boot::Boot;
 use super::record::{Figures, Wanted};
-use crate::failure::{Attempt as _, Failure};
-use crate::serving::{Sources, Transport, read_bytes};
+use crate::failure::{Attempt as _, Failure, chain_text};
+use crate::serving::{Sources, Transport};
 
 /// How long requests in flight may take when serving ends.
 const GRACE: Duration = Duration::from_secs(10);
 const TEND_EVERY: Duration = Duration::from_secs(1);
+
 /// A session that is served.
 pub struct Keeper {
     /// Its folder.
@@ -55,7 +55,7 @@ impl Keeper {
     ) -> Result<Ending, Failure> {
         let what = "keep the instant session";
         let on = self.folder.display().to_string();
-        let mut mover: Option<(Mover, u64)> = None;
+        let mut mover: Option<Mover> = None;
         let mut figures = Figures { process_id: std::process::id(), ..Figures::default() };
         let (mut last_tended, mut last_needed) = (None::<Instant>, Instant::now());
         let ending = loop {
@@ -73,12 +73,10 @@ impl Keeper {
             if wanted.switch && last_needed.elapsed() >= self.linger {
                 break Ending::Finished;
             }
-            if figures.first_read_ms.is_none() && self.sources.metrics.reads() > 0 {
-                figures.first_read_ms = Some(milliseconds(self.begun.elapsed()));
-            }
+            figures.note_first_read(self.begun, &self.sources);
             if last_tended.is_none_or(|last| last.elapsed() >= TEND_EVERY) {
                 last_tended = Some(Instant::now());
-                self.tend(&mut figures, mover.as_ref().map(|(mover, _)| mover));
+                self.tend(&mut figures, mover.as_ref());
                 figures.write(&self.folder).attempt(what, &*on)?;
                 tell(self.session.state(), &figures);
                 if let Some(boot) = &mut self.boot {
@@ -105,51 +103,31 @@ impl Keeper {
     }
 
     /// The error is for the operator; it is tried again with the next look.
-    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<(Mover, u64)>) -> Result<(), String> {
+    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<Mover>) -> Result<(), String> {
         if let Some(targets) = wanted.move_to.as_ref().filter(|_| self.session.state() == State::Serving) {
-            self.session.begin_hydrating(targets).map_err(|error| text_of(&error))?;
+            self.session.begin_hydrating(targets).map_err(|error| chain_text(&error))?;
         }
         let moves =
             matches!(self.session.state(), State::Hydrating | State::Hydrated | State::Draining | State::Switching);
-        if moves {
-            let rate = wanted.bytes_per_second.unwrap_or(DEFAULT_BYTES_PER_SECOND);
-            if mover.as_ref().is_none_or(|(_, of_mover)| *of_mover != rate) {
-                // The former one ends first: two would do the same work.
-                *mover = None;
-                let begun = Mover::hydrate_only(self.session.clone(), rate);
-                *mover = Some((begun.map_err(|error| format!("move the disks: {error}"))?, rate));
-            }
+        let rate = wanted.bytes_per_second.unwrap_or(DEFAULT_BYTES_PER_SECOND);
+        if moves && mover.is_none() {
+            let begun = Mover::hydrate_only(self.session.clone(), rate);
+            *mover = Some(begun.map_err(|error| format!("move the disks: {error}"))?);
         }
-        if let Some((mover, _)) = mover.as_ref().filter(|_| wanted.switch) {
-            mover.switch();
+        if let Some(mover) = mover {
+            mover.set_rate(rate);
+            if wanted.switch {
+                mover.switch();
+            }
         }
         Ok(())
     }
 
     fn tend(&self, figures: &mut Figures, mover: Option<&Mover>) {
-        figures.at = Timestamp::now();
-        figures.clients = self.transport.clients();
-        figures.read_bytes = read_bytes(&self.sources.metrics);
-        figures.overlay_live_bytes = self.session.overlay_stats().live_bytes;
-        let hydrated = self.session.hydrated();
-        figures.moved_bytes = hydrated.map(|hydrated| hydrated.done_bytes);
-        figures.total_bytes = hydrated.map(|hydrated| hydrated.total_bytes);
-        figures.seconds_left = mover.and_then(Mover::time_left).map(|left| left.as_secs());
-        figures.trouble = self.session.tend();
+        figures.observe(&self.transport, &self.sources, &self.session);
+        figures.note_moved(self.session.hydrated(), mover.and_then(Mover::time_left));
         figures.trouble.extend(mover.and_then(Mover::trouble));
         figures.trouble.sort();
         figures.trouble.dedup();
-        figures.metrics = self.session.render_metrics();
-    }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn text_of(error: &SessionError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

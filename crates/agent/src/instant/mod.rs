@@ -6,8 +6,8 @@
 //! alone, so that what was asked for outlives a kill of any of them.
 //!
 //! Start with `record.rs`, then `keeper.rs`. Under Hyper-V the disks are files on a volume and a VM is made: `hyperv.rs`
-//! keeps those, and `copying.rs` brings the files to where they stay. `qemu.rs` is what a person puts into QEMU's command line or libvirt's
-//! definition, `qmp.rs` how QEMU itself moves the disks.
+//! keeps those, and `copying.rs` brings the files to where they stay. `qemu.rs` is what a person puts into QEMU's command
+//! line or libvirt's definition, `qmp.rs` how QEMU itself moves the disks.
 
 mod boot;
 mod copying;

@@ -3,15 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serve::State;
 use serve::folder::{DiskFolder, read_small, replace};
+use serve::{Hydrated, Session, State};
 
 use super::qemu::Machine;
+use crate::serving::{Sources, Transport, read_bytes};
 
 /// File with the secret of a session's iSCSI target, as QEMU reads it.
 pub const CHAP_SECRET: &str = "chap-secret";
@@ -179,6 +181,30 @@ impl Figures {
     /// `None` before the first were told.
     pub fn read(folder: &Path) -> io::Result<Option<Self>> {
         read(folder, FIGURES)
+    }
+
+    /// Notes how long the first read took to come, once it has.
+    pub fn note_first_read(&mut self, begun: Instant, sources: &Sources) {
+        if self.first_read_ms.is_none() && sources.metrics.reads() > 0 {
+            self.first_read_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+        }
+    }
+
+    /// How a served session is now; what was wrong before is forgotten.
+    pub fn observe(&mut self, transport: &Transport, sources: &Sources, session: &Session) {
+        self.at = Timestamp::now();
+        self.clients = transport.clients();
+        self.read_bytes = read_bytes(&sources.metrics);
+        self.overlay_live_bytes = session.overlay_stats().live_bytes;
+        self.trouble = session.tend();
+        self.metrics = session.render_metrics();
+    }
+
+    /// How far its disks have moved, if they do.
+    pub fn note_moved(&mut self, moved: Option<Hydrated>, time_left: Option<Duration>) {
+        self.moved_bytes = moved.map(|moved| moved.done_bytes);
+        self.total_bytes = moved.map(|moved| moved.total_bytes);
+        self.seconds_left = time_left.map(|left| left.as_secs());
     }
 
     /// A reader sees the former ones or these. Not durable: they are of a moment.

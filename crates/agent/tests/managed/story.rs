@@ -178,9 +178,7 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
         "backup_point_id": point, "restore_type": "full", "target_agent_id": estate.agent_ids[0],
         "target_vm_name": "DC01-restored",
     });
-    let started = estate.server.post("cloudbackup_hyperv_start_restore.php", &restore);
-    let ended = estate.server.ended(&started["restore_run_id"]);
-    assert_eq!(ended["run"]["status"], "success", "{ended}");
+    let started = estate.restores(&restore);
     assert_eq!(estate.guest_hash(0, "DC01-restored"), estate.guest_hash(1, "DC01"));
     let command = estate.server.wait_for(
         "the command",
@@ -196,9 +194,7 @@ fn play(database: Option<String>, service: Option<&SeaweedFs>) {
         "vms": [{"backup_point_id": points[1][0]["id"]}, {"backup_point_id": point}],
         "target_agent_id": estate.agent_ids[0], "target_path": target,
     });
-    let started = estate.server.post("cloudbackup_hyperv_start_restore.php", &restore);
-    let ended = estate.server.ended(&started["restore_run_id"]);
-    assert_eq!(ended["run"]["status"], "success", "{ended}");
+    estate.restores(&restore);
     let files = files_below(&target);
     assert_eq!(files.len(), 2, "{files:?}");
     assert!(files.iter().all(|file| file.extension().is_some_and(|extension| extension == "vhdx")), "{files:?}");
@@ -300,14 +296,20 @@ fn after_the_loss(estate: &mut Estate, repository: &Repository) {
         "backup_point_id": point, "restore_type": "full", "target_agent_id": estate.agent_ids[1],
         "target_vm_name": "FS02-again",
     });
-    let started = estate.server.post("cloudbackup_hyperv_start_restore.php", &restore);
-    let ended = estate.server.ended(&started["restore_run_id"]);
-    assert_eq!(ended["run"]["status"], "success", "{ended}");
+    estate.restores(&restore);
     // Nothing was written into it since its first point.
     assert_eq!(estate.guest_hash(1, "FS02-again"), estate.guest_hash(0, "FS02"));
 }
 
 impl Estate {
+    /// A restore that ends well; what the server said to its request.
+    fn restores(&self, request: &Value) -> Value {
+        let started = self.server.post("cloudbackup_hyperv_start_restore.php", request);
+        let ended = self.server.ended(&started["restore_run_id"]);
+        assert_eq!(ended["run"]["status"], "success", "{ended}");
+        started
+    }
+
     fn points_of_each(&self, names: &[&str]) -> Vec<Vec<Value>> {
         names.iter().map(|name| self.server.points_of(name)).collect()
     }

@@ -1,16 +1,14 @@
 //! A guest that runs straight from its backup, while the process that serves it is killed again and again.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use hyperv_sim::{DiskSource, GuestFamily, VmOptions};
-use serde_json::Value;
 
 use crate::agent::Agent;
 use crate::kit::{Kit, PAYLOAD_BYTES, PAYLOAD_SEED};
 use crate::machine::Machine;
+use crate::support::serving::{Serving, instant};
 use crate::support::{Desk, random_bytes};
 use crate::{VM, filesystem};
 
@@ -64,14 +62,14 @@ fn run(test: &str, transport: &str, finish: Finish, kills: u32) {
     let begun = Instant::now();
     let mut keeper = Keeper::start(&desk, &["guest@latest", "--transport", transport, "--bus", "virtio"]);
     println!("served after {:.2} s", begun.elapsed().as_secs_f64());
-    let disks: Vec<String> = serde_json::from_value(keeper.first["qemu"]["disks"].clone()).unwrap();
+    let disks: Vec<String> = serde_json::from_value(keeper.0.first["qemu"]["disks"].clone()).unwrap();
     let machine = Machine::start_on(&kit, &disks, &desk.path(""));
     let guest = Guest { agent: Agent::connect(&machine.agent_socket), machine };
     guest.goes_on();
 
     let killed_at_rest = if finish == Finish::Ours { kills / 4 } else { kills };
     for _ in 0..killed_at_rest {
-        keeper.is_killed(&desk);
+        keeper = keeper.is_killed(&desk);
         guest.goes_on();
     }
     println!("running after {:.0} s", begun.elapsed().as_secs_f64());
@@ -80,18 +78,18 @@ fn run(test: &str, transport: &str, finish: Finish, kills: u32) {
     let file = desk.path("vms/guest-disk0.raw");
     let acked = match finish {
         Finish::Ours => {
-            keeper.moves(&desk, &guest, kills - killed_at_rest);
+            keeper = keeper.moves(&desk, &guest, kills - killed_at_rest);
             println!("local after {:.0} s", begun.elapsed().as_secs_f64());
             let acked = guest.stop();
             println!("stopped after {:.0} s", begun.elapsed().as_secs_f64());
-            assert_eq!(keeper.result()["ending"], "finished");
+            assert_eq!(keeper.0.result()["ending"], "finished");
             acked
         }
         Finish::Qemu => {
             let qmp = desk.path("qmp").display().to_string();
-            let done = instant(&desk, &["move", VM, "--to", "vms", "--qmp", &qmp]);
+            let done = instant(&desk, 0, &["move", VM, "--to", "vms", "--qmp", &qmp]);
             assert_eq!(done["done"], "done");
-            assert_eq!(keeper.result()["ending"], "discarded");
+            assert_eq!(keeper.0.result()["ending"], "discarded");
             // There is nothing left to run from but the file.
             std::fs::remove_dir_all(desk.path("repo")).unwrap();
             guest.goes_on();
@@ -164,76 +162,51 @@ impl Guest {
     }
 }
 
-fn instant(desk: &Desk, arguments: &[&str]) -> Value {
-    desk.json(0, [&["instant"], arguments, &["--state", "sessions"]].concat())
-}
-
 /// The process that serves the session.
-struct Keeper {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    first: Value,
-}
+struct Keeper(Serving);
 
 impl Keeper {
     fn start(desk: &Desk, arguments: &[&str]) -> Self {
-        let mut command = desk.command(["instant", "start", "--host", "qemu", "--json", "--state", "sessions"]);
         // Longer than QEMU takes to come back after a kill.
-        command.args(["--linger", "6s"]).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it tells what it serves").unwrap();
-        Self { child, lines, first: serde_json::from_str(&first).unwrap() }
+        Self(Serving::qemu_session(desk, &[&["--linger", "6s"], arguments].concat()))
     }
 
     /// By `kill -9`, and another takes its place a moment later.
-    fn is_killed(&mut self, desk: &Desk) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    fn is_killed(self, desk: &Desk) -> Self {
+        let (session, before) = (self.0.session_id(), self.kills());
+        self.0.kill();
         std::thread::sleep(Duration::from_millis(300));
-        let session = self.first["session_id"].as_str().unwrap().to_owned();
-        let before = self.first["restarts"]["kill"].as_u64().unwrap();
-        *self = Self::start(desk, &["--resume", &session]);
-        assert_eq!(self.first["restarts"]["kill"].as_u64().unwrap(), before + 1);
-        println!("killed for the {}. time, {}", before + 1, self.first["state"]);
+        let next = Self::start(desk, &["--resume", &session]);
+        assert_eq!(next.kills(), before + 1);
+        println!("killed for the {}. time, {}", before + 1, next.0.first["state"]);
+        next
+    }
+
+    fn kills(&self) -> u64 {
+        self.0.first["restarts"]["kill"].as_u64().unwrap()
     }
 
     /// Moves the disk and lets it take over, with so many kills on the way.
-    fn moves(&mut self, desk: &Desk, guest: &Guest, kills: u32) {
+    fn moves(mut self, desk: &Desk, guest: &Guest, kills: u32) -> Self {
         // The last but one while it switches, the last when the disk is local.
         let while_moving = kills.saturating_sub(2);
-        let rate = ["--rate", "8MiB/s", "--no-wait"];
-        instant(desk, &[&["move", VM, "--to", "vms"], &rate[..]].concat());
+        instant(desk, 0, &["move", VM, "--to", "vms", "--rate", "8MiB/s", "--no-wait"]);
         for nth in 0..while_moving {
             std::thread::sleep(Duration::from_millis(700 + 400 * u64::from(nth)));
-            self.is_killed(desk);
+            self = self.is_killed(desk);
             guest.goes_on();
         }
-        let moved = instant(desk, &["move", VM, "--to", "vms", "--rate", "1GiB/s"]);
+        let moved = instant(desk, 0, &["move", VM, "--to", "vms", "--rate", "1GiB/s"]);
         println!("moved: {}", moved["state"]);
         guest.goes_on();
-        instant(desk, &["switch", VM, "--no-wait"]);
+        instant(desk, 0, &["switch", VM, "--no-wait"]);
         std::thread::sleep(Duration::from_millis(150));
-        self.is_killed(desk);
-        let done = instant(desk, &["switch", VM]);
+        self = self.is_killed(desk);
+        let done = instant(desk, 0, &["switch", VM]);
         assert_eq!(done["state"], "LOCAL");
         guest.goes_on();
-        self.is_killed(desk);
+        self = self.is_killed(desk);
         guest.goes_on();
-    }
-
-    /// What it says at its end.
-    fn result(&mut self) -> Value {
-        let last = self.lines.next().expect("a result").unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{last}");
-        serde_json::from_str(&last).unwrap()
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self
     }
 }

@@ -1,6 +1,9 @@
 //! The real executable, in a folder of its own, with nothing of the tester's environment.
 #![allow(dead_code)] // each test file uses its own part
 
+#[cfg(unix)]
+pub mod serving;
+
 use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

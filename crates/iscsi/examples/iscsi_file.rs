@@ -1,5 +1,5 @@
 //! Serves a raw disk image on a loopback port until a line is read from standard input:
-//! `cargo run -p iscsi --example serve_file -- disk.img`, then
+//! `cargo run -p iscsi --example iscsi_file -- disk.img`, then
 //! `iscsi-ls -s iscsi://127.0.0.1:13260/` or `qemu-img info iscsi://127.0.0.1:13260/iqn.2026-01.example:disk/0`.
 
 use std::fs::File;
@@ -83,7 +83,7 @@ fn write_all_at(file: &File, mut data: &[u8], mut offset_bytes: u64) -> io::Resu
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: serve_file IMAGE")?;
+    let path = std::env::args().nth(1).ok_or("usage: iscsi_file IMAGE")?;
     let file = File::options().read(true).write(true).open(&path)?;
     let size_bytes = file.metadata()?.len();
     let options = UnitOptions {
