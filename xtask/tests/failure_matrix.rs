@@ -19,19 +19,17 @@ fn every_row_names_tests_that_are_there() {
         let Some(row) = cells.first().and_then(|cell| cell.parse::<u32>().ok()) else { continue };
         seen.push(row);
         let named = cells.last().unwrap().trim_end_matches(" |");
-        let pairs = named.split(", ").filter_map(|one| one.split_once("` `"));
-        let mut count = 0;
-        for (package, rest) in pairs {
-            count += 1;
+        let is_explained = ["none: ", "the same", "as row "].iter().any(|beginning| named.starts_with(beginning));
+        for one in named.split(", ").filter(|_| !is_explained) {
+            let Some((package, rest)) = one.split_once("` `") else {
+                problems.push(format!("row {row}: neither a test nor a reason: {one}"));
+                continue;
+            };
             let (package, function) = (package.trim_matches('`'), rest.split('`').next().unwrap());
             let known = tests.entry(package.to_owned()).or_insert_with(|| tests_of(&root.join("crates").join(package)));
             if !known.contains(function) {
                 problems.push(format!("row {row}: {package} has no test {function}"));
             }
-        }
-        let is_explained = ["none: ", "the same", "as row "].iter().any(|beginning| named.starts_with(beginning));
-        if count == 0 && !is_explained {
-            problems.push(format!("row {row}: neither a test nor a reason: {named}"));
         }
     }
     assert_eq!(seen, ROWS.collect::<Vec<_>>(), "each row once, in order");
@@ -57,6 +55,7 @@ fn tests_of(folder: &Path) -> BTreeSet<String> {
                             is_test = false;
                         }
                         Some(_) => is_test = false,
+                        None if line.contains("fn ") && !line.starts_with("//") => is_test = false,
                         None => is_test |= line == "#[test]",
                     }
                 }

@@ -133,6 +133,8 @@ fn read(path: &Path, flag: &str) -> Result<Zeroizing<String>, Failure> {
 
 /// All of a file without the end of its line, or the password of a recovery kit.
 fn of_file(text: &str) -> Zeroizing<String> {
+    // Editors under Windows begin a file with it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let without_end = |text: &str| {
         let text = text.strip_suffix('\n').unwrap_or(text);
         Zeroizing::new(text.strip_suffix('\r').unwrap_or(text).to_owned())
@@ -172,6 +174,7 @@ mod tests {
             ("secret", "secret"),
             ("secret\n", "secret"),
             ("secret\r\n", "secret"),
+            ("\u{feff}secret\r\n", "secret"),
             ("secret\n\n", "secret\n"),
             (" with spaces \n", " with spaces "),
             (&kit, "two words "),

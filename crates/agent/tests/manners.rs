@@ -94,7 +94,7 @@ fn a_recovery_kit_and_this_program_are_enough() {
     other.ok(["lab", "create", "lab"]);
     for line in typed {
         let words = line.replace("--host local", "--host lab:lab");
-        let mut command = other.command(words.split_whitespace().map(|word| word.trim_matches('\'')));
+        let mut command = other.command(words.split_whitespace().map(|word| word.trim_matches('"')));
         let run = finish(command.env_remove("E3_PASSWORD").env_remove("E3_REPOSITORY"));
         assert_eq!(run.exit, Some(0), "{words}: {run:?}");
     }

@@ -42,6 +42,7 @@ mod memory;
 mod s3;
 
 mod location;
+mod network;
 mod probe;
 mod random;
 mod rate;
@@ -62,6 +63,7 @@ pub use memory::Memory;
 pub use s3::{Addressing, Credentials, S3, S3Environment, S3Options, S3OptionsError};
 
 pub use location::{Location, OpenError, S3Location, UrlError, create, open, parse_url};
+pub use network::{JudgingResolver, Network};
 pub use probe::{Capabilities, Verdict, probe};
 pub use rate::{Limiters, Rate, RateLimiter, Throttled};
 pub use retry::{Clock, RetryPolicy, Retrying, SystemClock};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use url::Url;
 
 use crate::s3::DEFAULT_REGION;
-use crate::{Addressing, Bucket, Folder, RetryPolicy, Retrying, S3, S3Environment, S3Options, S3OptionsError};
+use crate::{Addressing, Bucket, Folder, Network, RetryPolicy, Retrying, S3, S3Environment, S3Options, S3OptionsError};
 
 /// Where a bucket is. Prints as [`parse_url`] reads it, and holds no secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,6 +264,7 @@ fn open_s3(location: &S3Location, environment: &S3Environment) -> Result<S3, Ope
             Some(false) => Addressing::VirtualHost,
         },
         ca_pem: ca_file.map(|path| read_certificates(path)).transpose()?,
+        network: Network::Any,
     };
     S3::new(&options, credentials).map_err(|source| OpenError::S3 { location: location.to_string(), source })
 }

@@ -155,6 +155,9 @@ pub enum ReadError {
         /// What was looked for.
         what: String,
     },
+    /// The password was changed since the repository was opened: it has to be opened again with the new one.
+    #[error("the repository's password was changed since it was opened")]
+    PasswordChanged,
     /// Something that this program cannot handle.
     #[error("{what}: {problem}")]
     Unsupported {
@@ -187,7 +190,7 @@ impl ReadError {
             Self::DamagedContent { .. } | Self::Damaged { .. } | Self::DamagedObject { .. } | Self::PastEnd { .. } => {
                 ReadErrorKind::Damaged
             }
-            Self::Unsupported { .. } => ReadErrorKind::Unsupported,
+            Self::PasswordChanged | Self::Unsupported { .. } => ReadErrorKind::Unsupported,
         }
     }
 

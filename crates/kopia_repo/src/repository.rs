@@ -548,7 +548,11 @@ impl Repository {
         let damaged = |error: &dyn std::fmt::Display| ReadError::damaged(FORMAT_BLOB_ID, error.to_string());
         let outer = FormatBlob::parse(&json).map_err(|error| damaged(&error))?;
         let mut format = self.format.write().expect("no panic while held");
-        let unlocked = outer.unlock_with(&format.unlocked).map_err(|error| damaged(&error))?;
+        let unlocked = outer.unlock_with(&format.unlocked).map_err(|error| match error {
+            // Nobody's damage: whoever verifies points meanwhile must not call them so.
+            UnlockError::WrongPassword => ReadError::PasswordChanged,
+            error => damaged(&error),
+        })?;
         let unsupported = |error: FormatCheckError| ReadError::Unsupported {
             what: FORMAT_BLOB_ID.into(),
             problem: error.to_string(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bucket::{Bucket, ErrorKind, Fault, Faulty, Memory};
+use bucket::{Bucket, ErrorKind, Fault, Faulty, Memory, Operation};
 use kopia_repo::format::index_stream::IndirectEntry;
 use kopia_repo::grouped::{ENTRIES_PER_PIECE, GroupedObject, GroupedWriter};
 use kopia_repo::{
@@ -41,47 +41,79 @@ fn a_password_is_changed_whole_also_after_a_crash_at_any_call() {
         Repository::change_password(&storage(bucket), old, new, &client())
     };
     let opens = |bucket: Arc<dyn Bucket>, password: &str| Repository::open(&storage(bucket), password, client());
-    // Reads of both blobs, then their writes.
-    let mut cut_off = Vec::new();
-    for stop_at in 0.. {
-        let faulty = Arc::new(Faulty::new(Memory::new()));
-        let repo = create(faulty.clone());
-        let id = script(&repo).map(|_| repo.id()).unwrap();
-        let content = repo.content_id(b"kept", None);
-        session(&repo).write_content(b"kept", None, None).unwrap();
-        drop(repo);
-        faulty.reset_tally();
-        let before = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let calls = before.clone();
-        faulty.set_script(move |_| match calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            number if number == stop_at => Fault::CrashBefore,
-            _ => Fault::Pass,
-        });
-        let first = change(faulty.clone(), PASSWORD, NEW);
-        faulty.revive();
-        if let Err(error) = &first {
-            assert!(matches!(error, OpenError::Storage { .. }), "call {stop_at}: {error:?}");
-            let (old, new) = (opens(faulty.clone(), PASSWORD), opens(faulty.clone(), NEW));
-            assert!(new.is_err(), "call {stop_at}: the new password counts before the change ends");
-            if let Err(error) = old {
-                assert!(error.to_string().contains("cut off"), "call {stop_at}: {error}");
-                cut_off.push(stop_at);
+    for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+        let is_done = matches!(fault, Fault::CrashAfter);
+        let mut cut_off = Vec::new();
+        for stop_at in 0.. {
+            let at = format!("{fault:?} at call {stop_at}");
+            let faulty = Arc::new(Faulty::new(Memory::new()));
+            let repo = create(faulty.clone());
+            let id = script(&repo).map(|_| repo.id()).unwrap();
+            let content = repo.content_id(b"kept", None);
+            session(&repo).write_content(b"kept", None, None).unwrap();
+            drop(repo);
+            faulty.reset_tally();
+            let calls = std::sync::atomic::AtomicU64::new(0);
+            let stop = fault;
+            faulty.set_script(move |call| {
+                // An answer that is lost makes a difference where something was written.
+                let counts = !is_done || call.operation == Operation::Put;
+                let number = || calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if counts && number() == stop_at { stop } else { Fault::Pass }
+            });
+            let first = change(faulty.clone(), PASSWORD, NEW);
+            faulty.revive();
+            if let Err(error) = &first {
+                assert!(matches!(error, OpenError::Storage { .. }), "{at}: {error:?}");
+                let (old, new) = (opens(faulty.clone(), PASSWORD), opens(faulty.clone(), NEW));
+                // Only the answer to the last write can be lost with all of it done.
+                let is_new = new.is_ok();
+                assert!(!is_new || is_done && old.is_err(), "{at}: the new password counts before the change ends");
+                if let Err(error) = old
+                    && !is_new
+                {
+                    assert!(error.to_string().contains("cut off"), "{at}: {error}");
+                    cut_off.push(stop_at);
+                }
+                let expected = if is_new { PasswordChange::WasThere } else { PasswordChange::Changed };
+                assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), expected, "{at}");
             }
-            assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), PasswordChange::Changed, "call {stop_at}");
+            assert!(matches!(opens(faulty.clone(), PASSWORD), Err(OpenError::WrongPassword { .. })), "{at}");
+            let repo = opens(faulty.clone(), NEW).unwrap();
+            assert_eq!(repo.id(), id);
+            assert_eq!(repo.content_id(b"kept", None), content, "the secrets are the same");
+            script(&repo).unwrap_or_else(|(_, error)| panic!("{at}: {error}"));
+            assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), PasswordChange::WasThere, "{at}");
+            assert!(matches!(change(faulty.clone(), "wrong", "other"), Err(OpenError::WrongPassword { .. })));
+            assert!(matches!(change(faulty.clone(), NEW, " x"), Err(OpenError::Unsupported { .. })), "white space");
+            if first.is_ok() {
+                break;
+            }
         }
-        assert!(matches!(opens(faulty.clone(), PASSWORD), Err(OpenError::WrongPassword { .. })), "call {stop_at}");
-        let repo = opens(faulty.clone(), NEW).unwrap();
-        assert_eq!(repo.id(), id);
-        assert_eq!(repo.content_id(b"kept", None), content, "the secrets are the same");
-        script(&repo).unwrap_or_else(|(_, error)| panic!("call {stop_at}: {error}"));
-        assert_eq!(change(faulty.clone(), PASSWORD, NEW).unwrap(), PasswordChange::WasThere, "call {stop_at}");
-        assert!(matches!(change(faulty.clone(), "wrong", "other"), Err(OpenError::WrongPassword { .. })));
-        assert!(matches!(change(faulty.clone(), NEW, " x"), Err(OpenError::Unsupported { .. })), "white space");
-        if first.is_ok() {
-            break;
-        }
+        assert_eq!(cut_off.len(), 1, "between the two writes: {cut_off:?}");
     }
-    assert_eq!(cut_off.len(), 1, "between the two writes: {cut_off:?}");
+}
+
+#[test]
+fn a_client_that_is_open_while_the_password_changes_calls_nothing_damaged() {
+    let bucket: Arc<dyn Bucket> = Arc::new(Memory::new());
+    let ahead_s = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let clock = ahead_s.clone();
+    let clock = move || SystemTime::now() + Duration::from_secs(clock.load(std::sync::atomic::Ordering::Relaxed));
+    let repo = {
+        create(bucket.clone());
+        Repository::open(&storage(bucket.clone()), PASSWORD, ClientOptions { clock: Arc::new(clock), ..client() })
+            .unwrap()
+    };
+    let other = session(&open(bucket.clone()));
+    let kept = other.write_content(b"kept", None, None).unwrap().id;
+    other.flush().unwrap();
+    Repository::change_password(&storage(bucket), PASSWORD, "another-password", &client()).unwrap();
+    ahead_s.store(16 * 60, std::sync::atomic::Ordering::Relaxed);
+    for error in [repo.refresh().unwrap_err(), repo.read_content(&kept).unwrap_err()] {
+        assert!(matches!(error, kopia_repo::ReadError::PasswordChanged), "{error:?}");
+        assert_eq!(error.kind(), ReadErrorKind::Unsupported);
+    }
 }
 
 /// A small generator, so that a failure names its seed.

@@ -96,6 +96,9 @@ pub fn check(asked: &JobRequest, engine: Engine, zone: &str) -> Vec<(String, Str
     {
         say("retention_json", &why);
     }
+    if let Some((field, why)) = asked.throttle_json.as_ref().and_then(|limits| crate::throttle::check(limits).err()) {
+        say(&field, &why);
+    }
     if let Some(select) = &asked.select {
         check_selection(select, &mut say);
     }
@@ -241,6 +244,7 @@ mod tests {
             (json!({"hyperv_config": {"vms": ["a"], "unknown": 1}}), None),
             (json!({"schedule_json": {"type": "daily"}}), Some("schedule_json.time")),
             (json!({"retention_json": {"daily": -1}}), Some("retention_json")),
+            (json!({"throttle_json": {"windows": [{}]}}), Some("throttle_json.windows")),
         ];
         for (change, field) in cases {
             let mut request = base.clone();

@@ -38,6 +38,7 @@ pub mod secret;
 pub mod selection;
 pub mod settings;
 pub mod store;
+pub mod throttle;
 pub mod tls;
 pub mod vault;
 pub mod vm_status;
@@ -73,11 +74,13 @@ pub struct App {
     /// What callers are allowed.
     pub limits: RateLimits,
     /// Which agents called since that was last written down.
-    pub heard: access::agent::Heard,
+    pub heard: access::heard::Heard,
     /// What is known of sign-in providers.
     pub oidc: Arc<oidc::Cache>,
     /// What pages that are open listen to.
     pub live: live::Hub,
+    /// Agents that wait for news.
+    pub waiting: agent_api::waiting::Waiting,
     /// Where it listens.
     pub address: SocketAddr,
     /// `server_key_pins` of an enrolment.
@@ -159,14 +162,15 @@ pub async fn start(settings: Settings) -> Result<Server> {
             logins: Attempts::new(rates.failed_logins),
         },
         oidc: Arc::new(oidc::Cache::new(outgoing::Reach {
-            allow_private: settings.allow_private_sign_in,
-            roots_pem: None,
+            roots_pem: settings.sign_in_roots_pem.clone(),
+            ..outgoing::Reach::new(settings.allow_private_sign_in, "--allow-private-sign-in")
         })),
         live: live::Hub::default(),
+        waiting: agent_api::waiting::Waiting::default(),
         settings,
         db,
         vault,
-        heard: access::agent::Heard::default(),
+        heard: access::heard::Heard::default(),
         address,
         key_pins: identity.key_pin.into_iter().collect(),
     });
@@ -183,6 +187,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
     });
     let work = tokio::spawn(scheduler::run(app.clone(), stopped.clone()));
     let watch = tokio::spawn(live::run(app.clone(), stopped.clone()));
+    let tell = tokio::spawn(agent_api::waiting::run(app.clone(), stopped.clone()));
     let post = tokio::spawn(alerts::outbox::run(app.clone(), stopped));
     info!(%address, "serving");
     Ok(Server {
@@ -191,7 +196,7 @@ pub async fn start(settings: Settings) -> Result<Server> {
         certificate_pem: identity.certificate_pem,
         setup_link,
         stop,
-        tasks: vec![serve, work, watch, post],
+        tasks: vec![serve, work, watch, tell, post],
     })
 }
 

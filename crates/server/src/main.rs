@@ -120,6 +120,10 @@ struct Serve {
     #[arg(long, value_name = "FILE")]
     webhook_roots: Option<PathBuf>,
 
+    /// A file of certificates (PEM) that sign-in providers may have, instead of the public ones.
+    #[arg(long, value_name = "FILE")]
+    sign_in_roots: Option<PathBuf>,
+
     /// A proxy in front, whose X-Forwarded-For is believed; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     trusted_proxy: Vec<IpAddr>,
@@ -204,9 +208,11 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
     if let Some(mail) = &mail {
         server::alerts::mail::check(mail).map_err(|why| anyhow::anyhow!("--mail-relay and --mail-from: {why}"))?;
     }
-    let roots = options
-        .webhook_roots
-        .map(|path| std::fs::read_to_string(&path).with_context(|| format!("read --webhook-roots {}", path.display())));
+    let roots = |option: &str, path: Option<PathBuf>| {
+        let read =
+            |path: PathBuf| std::fs::read_to_string(&path).with_context(|| format!("read {option} {}", path.display()));
+        path.map(read).transpose()
+    };
     let settings = Settings {
         listen: options.listen,
         database: options.database,
@@ -217,7 +223,8 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
         allow_private_sign_in: options.allow_private_sign_in,
         mail,
         allow_private_webhooks: options.allow_private_webhooks,
-        webhook_roots_pem: roots.transpose()?,
+        webhook_roots_pem: roots("--webhook-roots", options.webhook_roots)?,
+        sign_in_roots_pem: roots("--sign-in-roots", options.sign_in_roots)?,
         ..Settings::new(options.data)
     };
     let server = server::start(settings).await?;

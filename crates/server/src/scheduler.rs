@@ -3,7 +3,7 @@
 //! Each piece of work is safe to do twice: a slot is a row with a unique key, and the rest are conditional updates.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use control_api::words::TriggerType;
 use jiff::Timestamp;
@@ -28,8 +28,10 @@ use crate::vm_status;
 
 /// Protection states are computed anew after so many ticks.
 const STATUS_TICKS: u32 = 15;
-/// And take at most such a part of the time, however many VMs there are: calls are answered meanwhile.
-const STATUS_PART: u32 = 20;
+/// And rest so many times as long as they take, however many VMs there are: calls are answered meanwhile.
+const STATUS_RESTS: u32 = 20;
+/// But no longer than this.
+const STATUS_LONGEST_REST: Duration = Duration::from_secs(5 * 60);
 
 /// Works until it is stopped.
 pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
@@ -43,7 +45,7 @@ pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
         let with_states = begun >= states_due;
         let done = tick(&app, with_states).await;
         if with_states {
-            states_due = begun + (app.settings.tick * STATUS_TICKS).max(begun.elapsed() * STATUS_PART);
+            states_due = begun + rest_of_states(app.settings.tick, begun.elapsed(), done.is_ok());
         }
         if let Err(failure) = done {
             match failure.cause {
@@ -54,6 +56,12 @@ pub async fn run(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
+/// From one computation of the states to the next. What failed waited for somebody else, which is not what states take.
+fn rest_of_states(tick: Duration, took: Duration, is_done: bool) -> Duration {
+    let rest = if is_done { (took * STATUS_RESTS).min(STATUS_LONGEST_REST) } else { Duration::ZERO };
+    rest.max(tick * STATUS_TICKS)
+}
+
 /// One look at everything that is due. Two instances that look at once may deadlock: then one looks again.
 pub async fn tick(app: &App, with_states: bool) -> Result<(), Failure> {
     let mut tries = 0;
@@ -61,7 +69,7 @@ pub async fn tick(app: &App, with_states: bool) -> Result<(), Failure> {
         match look(app, with_states).await {
             Err(failure) if failure.is_transient() && tries < 5 => {
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(20 * tries)).await;
+                tokio::time::sleep(Duration::from_millis(20 * tries)).await;
             }
             done => return done,
         }
@@ -197,4 +205,23 @@ pub async fn hosts(tx: &mut Tx, job: &Row) -> Result<Vec<i64>, Failure> {
         }
     }
     Ok(hosts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_rest_as_long_as_they_cost_and_never_long() {
+        let tick = Duration::from_secs(2);
+        for (case, took_s, is_done, expected_s) in [
+            ("a few VMs", 0, true, 30),
+            ("ten thousand", 4, true, 80),
+            ("a database that is slow", 60, true, 300),
+            ("a database that was away", 90, false, 30),
+        ] {
+            let rest = rest_of_states(tick, Duration::from_secs(took_s), is_done);
+            assert_eq!(rest, Duration::from_secs(expected_s), "{case}");
+        }
+    }
 }

@@ -40,6 +40,8 @@ pub struct Settings {
     /// Whether sign-in providers may lie on this machine, there also without TLS, and in private networks (spec control-api
     /// 10.2).
     pub allow_private_sign_in: bool,
+    /// Certificates in place of the public ones that sign-in providers may have, as PEM.
+    pub sign_in_roots_pem: Option<String>,
     /// Whether an agent may be enrolled with a person's password (spec control-api 1.3, 11).
     pub agent_password_login: bool,
     /// Whether this server tries endpoints in private networks that tenants name, or clients where there are several (spec
@@ -103,6 +105,7 @@ impl Settings {
             webhook_roots_pem: None,
             jitter_secs: 60,
             allow_private_sign_in: false,
+            sign_in_roots_pem: None,
             agent_password_login: false,
             allow_private_endpoints: false,
             clock: Clock::default(),

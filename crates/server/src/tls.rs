@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::http::Peer;
 use crate::secret::write_private;
@@ -48,6 +48,10 @@ pub struct Identity {
 pub fn identity(data: &Path, names: &[String]) -> Result<Identity> {
     let (certificate_path, key_path) = (data.join("server.crt"), data.join("server.key"));
     if !certificate_path.exists() {
+        if key_path.exists() {
+            let certificate = certificate_path.display();
+            warn!(%certificate, "the certificate is missing: a self-signed one is made for the key that is there");
+        }
         make(&certificate_path, &key_path, names).context("make a certificate")?;
     }
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
@@ -77,7 +81,11 @@ pub fn identity(data: &Path, names: &[String]) -> Result<Identity> {
 fn make(certificate_path: &Path, key_path: &Path, names: &[String]) -> Result<()> {
     let key = match fs::read_to_string(key_path) {
         Ok(pem) => KeyPair::from_pem(&pem).with_context(|| format!("read the key in {}", key_path.display()))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => KeyPair::generate()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate()?;
+            write_private(key_path, key.serialize_pem().as_bytes())?;
+            key
+        }
         Err(error) => return Err(error).with_context(|| format!("read the key in {}", key_path.display())),
     };
     let mut params = CertificateParams::new(names.to_vec())?;
@@ -87,7 +95,6 @@ fn make(certificate_path: &Path, key_path: &Path, names: &[String]) -> Result<()
     // Clients pin it or trust it by its fingerprint; an end would only lock them out.
     params.not_after = date_time_ymd(2049, 12, 31);
     let certificate = params.self_signed(&key)?;
-    write_private(key_path, key.serialize_pem().as_bytes())?;
     write_private(certificate_path, certificate.pem().as_bytes())?;
     Ok(())
 }

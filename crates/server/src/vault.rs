@@ -43,6 +43,16 @@ pub fn repository_aad(repository: &str, key_version: i64) -> String {
     format!("repository {repository} key {key_version}")
 }
 
+/// The place that the key of a client's webhooks is bound to.
+pub fn webhook_aad(client: i64) -> String {
+    format!("webhook of client {client}")
+}
+
+/// The place that the secret of a client's sign-in provider is bound to.
+pub fn provider_aad(client: i64) -> String {
+    format!("sign-in provider of client {client}")
+}
+
 /// Wraps a secret of a client and keeps it; its id. `aad` is the place that it is bound to.
 pub async fn keep(
     tx: &mut Tx,
@@ -66,16 +76,14 @@ pub async fn keep(
     Ok(tx.insert("s3_secrets", &columns).await?)
 }
 
-/// A secret that was kept, in clear.
-pub async fn kept(tx: &mut Tx, vault: &Vault, id: i64) -> Result<String, Failure> {
-    let (aad, wrapped) = wrapped(tx, id).await?;
-    Ok(vault.unwrap(&aad, &wrapped)?)
+/// A secret that was kept for that place, in clear. One that was put there from another place does not open.
+pub async fn kept(tx: &mut Tx, vault: &Vault, id: i64, aad: &str) -> Result<String, Failure> {
+    Ok(vault.unwrap(aad, &wrapped(tx, id).await?)?)
 }
 
-async fn wrapped(tx: &mut Tx, id: i64) -> Result<(String, Vec<u8>), Failure> {
-    let row = tx.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![id]).await?;
-    let row = row.ok_or_else(|| Failure::internal("a secret that is gone"))?;
-    Ok((row.text("aad")?, row.bytes("wrapped")?))
+async fn wrapped(tx: &mut Tx, id: i64) -> Result<Vec<u8>, Failure> {
+    let row = tx.row("SELECT wrapped FROM s3_secrets WHERE id = ?", args![id]).await?;
+    Ok(row.ok_or_else(|| Failure::internal("a secret that is gone"))?.bytes("wrapped")?)
 }
 
 /// The keys of that job's destination and repository.
@@ -90,7 +98,7 @@ pub async fn keys(tx: &mut Tx, destination: Option<i64>, repository: Option<Stri
         let sql = "SELECT * FROM s3_cloudbackup_destinations WHERE id = ? AND is_active = 1";
         let row = tx.row(sql, args![id]).await?.ok_or_else(|| Failure::internal("a destination that is gone"))?;
         if let Some(secret) = row.opt_int("secret_id")? {
-            keys.secret = Some(wrapped(tx, secret).await?);
+            keys.secret = Some((destination_aad(row.int("client_id")?), wrapped(tx, secret).await?));
         }
         keys.destination = Some(row);
     }

@@ -263,6 +263,32 @@ fn a_waiting_poll_is_told_at_once_and_events_are_counted_once() {
 }
 
 #[test]
+fn agents_that_wait_cost_no_statement_each() {
+    for database in Database::each() {
+        let server = TestServer::with(&database, |settings| {
+            // The scheduler does nothing meanwhile.
+            settings.tick = Duration::from_secs(3600);
+            settings.long_poll = Duration::from_secs(6);
+        });
+        let owner = server.token(&server.set_up());
+        let agents: Vec<As> = (0..30).map(|at| server.agent(&owner, &format!("HV{at}"), None)).collect();
+        std::thread::scope(|scope| {
+            let poll = |agent| server.get(agent, "agent_poll.php", &json!({"long_poll": 1})).ok();
+            let waiting: Vec<_> = agents.iter().map(|agent| scope.spawn(move || poll(agent))).collect();
+            std::thread::sleep(Duration::from_secs(2));
+            let before = server.app().db.query_count();
+            std::thread::sleep(Duration::from_secs(2));
+            let statements = server.app().db.query_count() - before;
+            assert!(statements < 30, "{database:?}: {statements} statements in two seconds");
+            for poll in waiting {
+                assert_eq!(poll.join().expect("an answer")["run_available"], false);
+            }
+        });
+        server.stop();
+    }
+}
+
+#[test]
 fn a_call_that_brings_nothing_new_is_written_down_with_all_others_of_its_second() {
     for database in Database::each() {
         // The background does nothing meanwhile.

@@ -36,6 +36,15 @@ fn a_destination_is_tried_and_given_up_when_nothing_is_left_in_it() {
     let inside = server.person(&owner, "inside@example.com", "admin", tenant);
     let told = test(&inside, &theirs);
     assert!(told["problem"].as_str().is_some_and(|why| why.contains("private network")), "{told}");
+    // Nor by a name, which is judged by what it leads to when it is called.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+    listener.set_nonblocking(true).expect("no waiting");
+    let address = format!("http://localhost:{}", listener.local_addr().expect("address").port());
+    let named = make("named", &address, ("AKIAEXAMPLE", "secret"), tenant);
+    let told = test(&inside, &named);
+    let why = told["problem"].as_str().unwrap_or_default();
+    assert!(why.contains("private network") && why.contains("--allow-private-endpoints"), "{told}");
+    assert!(listener.accept().is_err(), "nobody called");
 
     let folder = tempfile::tempdir().expect("folder");
     let store = bucket::test_support::SeaweedFs::start_or_skip("a_destination_is_tried", folder.path());

@@ -268,15 +268,25 @@ fn why_unproven(
 /// reference point.
 pub(crate) fn note_instants(world: &World, frozen: &Frozen, point: &str, description: &PointDescription) {
     let mut model = world.model();
+    let mut newer = Vec::new();
     for disk in &description.disks {
         let key = key_of_disk(disk);
         if let Some(id) = &disk.most_recent_id {
             model.instants.entry((key.clone(), id.clone())).or_insert(frozen.event);
         }
         let Some(id) = disk.rct_id.as_ref().filter(|_| disk.rct_id != disk.most_recent_id) else { continue };
-        if let Some(&instant) = model.instants.get(&(key.clone(), id.clone())) {
-            model.tracked_since.insert((point.to_owned(), key), instant);
+        match model.instants.get(&(key.clone(), id.clone())) {
+            Some(&instant) if instant > frozen.event => newer.push(key),
+            Some(&instant) => _ = model.tracked_since.insert((point.to_owned(), key), instant),
+            None => {}
         }
+    }
+    drop(model);
+    for key in newer {
+        world.find(
+            Law::Tracking,
+            format!("{key:?}: the id of a point that a later run completed is newer than its bytes"),
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use bucket::{Location, LockMode, S3Environment};
 use kopia_repo::{CreateOptions, Description, PasswordChange, Repository};
 use serde_json::{Value, json};
 
-use super::kit::{self, Kit};
+use super::kit::{self, Kit, from_anywhere};
 use crate::cli::{LockModeArg, RepoCommand};
 use crate::config::Config;
 use crate::context::{Context, absolute, client, storage};
@@ -94,7 +94,8 @@ fn create(context: &Context, location: &Location, lock: Option<(u32, LockModeArg
         }
     }
     if password.made {
-        show(&Kit { location: &absolute(location), facts: &facts, password: &password.text });
+        let anywhere = from_anywhere(location, &S3Environment::from_process());
+        show(&Kit { location: &anywhere, facts: &facts, password: &password.text });
     }
     if !context.global.quiet {
         note(
@@ -128,6 +129,14 @@ fn change_password(context: &Context, location: &Location, file: Option<&Path>) 
         let why = "the new password is the old one";
         return Err(Failure::new(what, on, Code::BadPassword, why).with_steps(&["choose another one"]));
     }
+    if new.made {
+        // Before anything is written: cut off in the middle, nothing but the same change with it opens the repository.
+        note("");
+        note("The new password. Keep it before you go on; if this is cut off, change to it once more:");
+        note("");
+        note(&format!("  {}", new.text.as_str()));
+        note("");
+    }
     let found =
         Repository::change_password(&storage(&location, bucket), &old, &new.text, &client()).attempt(what, &*on)?;
     // Whatever was written, this is what counts.
@@ -143,11 +152,12 @@ fn change_password(context: &Context, location: &Location, file: Option<&Path>) 
         line(&format!("{}  {on}", if is_changed { "changed" } else { "it was the new one already" }));
     }
     if new.made {
-        show(&Kit { location: &location, facts: &facts, password: &new.text });
+        let anywhere = from_anywhere(&location, &S3Environment::from_process());
+        show(&Kit { location: &anywhere, facts: &facts, password: &new.text });
     } else {
         note("recovery kits made before are void: `repo kit` prints a new one");
     }
-    note("give every host that backs up to it the new password");
+    note("give the new password to every host that backs up to it, and to its server (`e3-server repo adopt`)");
     Ok(Outcome::DONE)
 }
 

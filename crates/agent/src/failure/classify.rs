@@ -160,6 +160,7 @@ fn of_read(error: &kopia_repo::ReadError) -> Option<Code> {
     use kopia_repo::{ReadError, ReadErrorKind};
     Some(match (error, error.kind()) {
         (ReadError::NotFound { .. }, _) => Code::NotFound,
+        (ReadError::PasswordChanged, _) => Code::WrongPassword,
         (_, ReadErrorKind::Missing | ReadErrorKind::Damaged) => Code::Damaged,
         (_, ReadErrorKind::Unsupported) => Code::NotSupported,
         (_, ReadErrorKind::Storage) => return None,
@@ -320,6 +321,7 @@ mod tests {
                 13,
             ),
             (Box::new(BackupError::Read { source: damaged() }), "DAMAGED", 8),
+            (Box::new(BackupError::Read { source: ReadError::PasswordChanged }), "WRONG_PASSWORD", 12),
             (Box::new(BackupError::Select(not_found())), "NOT_FOUND", 6),
             (
                 Box::new(BackupError::Select(SelectError::Ambiguous {

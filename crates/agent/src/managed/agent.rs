@@ -46,6 +46,8 @@ const SHUT_OUT_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How long the last words may take when the agent ends; what is not told by then is told at the next start.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The clocks are compared this often, and at the start.
+/// Changed limits that could not be had are asked for again.
+const FOLLOW_AGAIN_AFTER: Duration = Duration::from_secs(3);
 const COMPARE_CLOCKS_EVERY: Duration = Duration::from_secs(3600);
 /// A token is changed after so long (1.6).
 const ROTATE_AFTER: jiff::SignedDuration = jiff::SignedDuration::from_hours(90 * 24);
@@ -64,6 +66,8 @@ pub struct Managed<'a> {
     pub throttles: Throttles,
     /// Limits of jobs, by their ids: what is changed there holds for the runs that go on.
     of_jobs: Mutex<BTreeMap<i64, Throttle>>,
+    /// Held while these are asked for.
+    following: Mutex<()>,
     /// This machine's clock beside the server's.
     pub skew: clock::Skew,
     /// Who may stop it.
@@ -116,6 +120,7 @@ pub fn run(
         folder,
         throttles: Throttles::new(&context.limits()),
         of_jobs: Mutex::default(),
+        following: Mutex::default(),
         skew: clock::Skew::default(),
         control,
         events,
@@ -502,13 +507,18 @@ impl Managed<'_> {
 
     /// Something was changed on the server: limits of jobs that run here hold from now on (4.6).
     fn follow_limits(&self) {
-        if lock(&self.of_jobs).is_empty() {
-            return;
-        }
-        let jobs = match self.client.get::<serde_json::Value>("agent_fetch_jobs.php", "") {
-            Ok(answer) => answer.body["jobs"].as_array().cloned().unwrap_or_default(),
-            // The next run brings them.
-            Err(error) => return tracing::info!(%error, "changed limits cannot be had"),
+        // One after the other: what is asked for last is the newest.
+        let _one = lock(&self.following);
+        let jobs = loop {
+            if self.control.is_stopping() || lock(&self.of_jobs).is_empty() {
+                return;
+            }
+            match self.client.get::<serde_json::Value>("agent_fetch_jobs.php", "") {
+                Ok(answer) => break answer.body["jobs"].as_array().cloned().unwrap_or_default(),
+                // A line that is full is what limits are changed for.
+                Err(error) => tracing::info!(%error, "changed limits cannot be had yet"),
+            }
+            self.control.wait(FOLLOW_AGAIN_AFTER);
         };
         for job in jobs {
             let limits = rates::limits(

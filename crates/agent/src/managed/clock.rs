@@ -27,13 +27,18 @@ impl Default for Skew {
 }
 
 impl Skew {
-    /// Fails while the clocks differ by too much.
+    /// Fails while the clocks differ by too much, and while nobody knows whether they do.
     pub fn check(&self, what: &str) -> Result<(), Failure> {
         let ahead_ms = self.0.load(Ordering::Relaxed);
+        if ahead_ms == UNKNOWN {
+            let why = "the clock of this machine could not be compared with the server's";
+            return Err(Failure::new(what, "this machine", Code::ServerUnreachable, why));
+        }
         if !is_skew(ahead_ms) {
             return Ok(());
         }
-        let why = format!("the clock of this machine is {} s ahead of the server's", ahead_ms / 1000);
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        let why = format!("the clock of this machine is {} s {side} the server's", ahead_ms.unsigned_abs() / 1000);
         Err(Failure::new(what, "this machine", Code::ClockSkew, why))
     }
 }
@@ -90,6 +95,6 @@ mod tests {
             let skew = Skew(AtomicI64::new(ahead));
             assert_eq!(skew.check("maintain").is_err(), too_much);
         }
-        assert!(Skew::default().check("maintain").is_ok(), "nothing is known yet");
+        assert!(Skew::default().check("maintain").is_err(), "nothing is known yet");
     }
 }

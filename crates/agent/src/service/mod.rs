@@ -24,7 +24,7 @@ pub use self::job::{Day, Job, matches, time_of_day};
 use self::status::Status;
 pub use self::status::{State as AgentState, Status as AgentStatus};
 #[cfg(windows)]
-pub use self::windows::{protect as protect_for_machine, unprotect};
+pub use self::windows::{protect as protect_for_machine, protect_file, unprotect};
 use crate::cli::{Global, ServiceCommand};
 use crate::context::Context;
 use crate::failure::{Attempt as _, Code, Failure};

@@ -7,6 +7,7 @@ mod manager;
 mod process;
 mod protection;
 
+pub use self::ffi::protect_file;
 pub use self::protection::{protect, unprotect};
 use crate::cli::{Global, ServiceCommand};
 use crate::failure::Failure;

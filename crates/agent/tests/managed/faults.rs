@@ -104,7 +104,7 @@ fn an_agent_that_is_killed_in_the_middle_of_a_run_goes_on_with_it() {
     for phase in ["reading", "watching the merge"] {
         let (mut estate, job) = slow_job();
         let run = estate.start_run(job).remove(0);
-        estate.wait_for_phase(&run, phase);
+        assert!(estate.wait_for_phase(&run, phase), "the run ended before it was seen {phase}");
         estate.kill_agent(0);
         estate.start_agent(0, &[]);
         let ended = estate.server.ended(&run);

@@ -59,7 +59,7 @@ fn in_the_middle(phase: &str) -> (Estate, i64, serde_json::Value) {
     let destination = estate.folder_destination();
     let job = estate.job(0, destination, &serde_json::from_str(SLOW).unwrap());
     let run = estate.start_run(job).remove(0);
-    estate.wait_for_phase(&run, phase);
+    assert!(estate.wait_for_phase(&run, phase), "the run ended before it was seen {phase}");
     assert_eq!(estate.version_of(0), FORMER);
     (estate, job, run)
 }

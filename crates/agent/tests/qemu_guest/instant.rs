@@ -69,7 +69,7 @@ fn run(test: &str, transport: &str, finish: Finish, kills: u32) {
 
     let killed_at_rest = if finish == Finish::Ours { kills / 4 } else { kills };
     for _ in 0..killed_at_rest {
-        keeper = keeper.is_killed(&desk);
+        keeper = keeper.after_kill(&desk);
         guest.goes_on();
     }
     println!("running after {:.0} s", begun.elapsed().as_secs_f64());
@@ -172,7 +172,7 @@ impl Keeper {
     }
 
     /// By `kill -9`, and another takes its place a moment later.
-    fn is_killed(self, desk: &Desk) -> Self {
+    fn after_kill(self, desk: &Desk) -> Self {
         let (session, before) = (self.0.session_id(), self.kills());
         self.0.kill();
         std::thread::sleep(Duration::from_millis(300));
@@ -193,7 +193,7 @@ impl Keeper {
         instant(desk, 0, &["move", VM, "--to", "vms", "--rate", "8MiB/s", "--no-wait"]);
         for nth in 0..while_moving {
             std::thread::sleep(Duration::from_millis(700 + 400 * u64::from(nth)));
-            self = self.is_killed(desk);
+            self = self.after_kill(desk);
             guest.goes_on();
         }
         let moved = instant(desk, 0, &["move", VM, "--to", "vms", "--rate", "1GiB/s"]);
@@ -201,11 +201,11 @@ impl Keeper {
         guest.goes_on();
         instant(desk, 0, &["switch", VM, "--no-wait"]);
         std::thread::sleep(Duration::from_millis(150));
-        self = self.is_killed(desk);
+        self = self.after_kill(desk);
         let done = instant(desk, 0, &["switch", VM]);
         assert_eq!(done["state"], "LOCAL");
         guest.goes_on();
-        self = self.is_killed(desk);
+        self = self.after_kill(desk);
         guest.goes_on();
         self
     }

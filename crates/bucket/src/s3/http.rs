@@ -7,11 +7,12 @@ use bytes::Bytes;
 use rusty_s3::S3Action;
 use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, SendBody};
 
 use super::time::parse_http_date;
 use super::xml::{ErrorDocument, parse_error};
-use crate::{BucketError, ErrorKind, ObjectMeta, Operation};
+use crate::{BucketError, ErrorKind, Network, ObjectMeta, Operation};
 
 /// How long a signature is good for; also how far clocks may differ, as with signatures in headers.
 const SIGNATURE_VALID: Duration = Duration::from_secs(15 * 60);
@@ -38,12 +39,12 @@ pub(super) struct Client {
 
 impl Client {
     /// `None` if the certificates are not PEM or there are none.
-    pub(super) fn new(store: String, ca_pem: Option<&[u8]>) -> Option<Self> {
+    pub(super) fn new(store: String, ca_pem: Option<&[u8]>, network: Network) -> Option<Self> {
         let root_certs = match ca_pem {
             Some(pem) => RootCerts::new_with_certs(&parse_certificates(pem)?),
             None => RootCerts::WebPki,
         };
-        let agent = Agent::config_builder()
+        let mut config = Agent::config_builder()
             .http_status_as_error(false)
             // A redirect names another region; its signature would be wrong there.
             .max_redirects(0)
@@ -53,9 +54,12 @@ impl Client {
             .timeout_per_write(Some(IDLE_TIMEOUT))
             .max_idle_connections(IDLE_CONNECTIONS)
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
-            .tls_config(TlsConfig::builder().root_certs(root_certs).build())
-            .build()
-            .new_agent();
+            .tls_config(TlsConfig::builder().root_certs(root_certs).build());
+        if network != Network::Any {
+            // A proxy would look the name up by itself.
+            config = config.proxy(None);
+        }
+        let agent = Agent::with_parts(config.build(), DefaultConnector::default(), network.resolver());
         Some(Self { agent, store })
     }
 

@@ -16,7 +16,9 @@ use url::Url;
 
 use self::http::{Answer, Client};
 use crate::key::is_prefix_of_some_key;
-use crate::{Bucket, BucketError, ErrorKind, ObjectMeta, Operation, PutCondition, PutOptions, PutOutcome, check_key};
+use crate::{
+    Bucket, BucketError, ErrorKind, Network, ObjectMeta, Operation, PutCondition, PutOptions, PutOutcome, check_key,
+};
 
 pub use self::credentials::{Credentials, S3Environment};
 
@@ -47,6 +49,8 @@ pub struct S3Options {
     pub addressing: Addressing,
     /// PEM text with the only certificates to trust; without it, those of Mozilla's programme.
     pub ca_pem: Option<Vec<u8>>,
+    /// Which addresses its name may lead to. What is not [`Network::Any`] uses no proxy.
+    pub network: Network,
 }
 
 impl S3Options {
@@ -59,6 +63,7 @@ impl S3Options {
             endpoint: None,
             addressing: Addressing::Auto,
             ca_pem: None,
+            network: Network::Any,
         }
     }
 }
@@ -138,7 +143,8 @@ impl S3 {
         }
         let endpoint_name = endpoint.as_str().trim_end_matches('/');
         let store = format!("s3://{}/{} at {endpoint_name}", options.bucket, options.prefix);
-        let client = Client::new(store, options.ca_pem.as_deref()).ok_or(S3OptionsError::Certificates)?;
+        let client =
+            Client::new(store, options.ca_pem.as_deref(), options.network).ok_or(S3OptionsError::Certificates)?;
         let Credentials { access_key_id, secret_access_key, session_token } = credentials;
         let credentials = match session_token {
             Some(token) => rusty_s3::Credentials::new_with_token(access_key_id, secret_access_key, token),

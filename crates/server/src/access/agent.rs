@@ -1,8 +1,6 @@
 //! Agents that call: their token, and the order in which a call is checked (spec control-api 1.4, 1.5).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderMap;
 use control_api::id::Id;
@@ -13,7 +11,7 @@ use crate::args;
 use crate::clock::after;
 use crate::failure::{Code, Failure};
 use crate::secret;
-use crate::store::{Row, Value, marks};
+use crate::store::{Row, Value};
 
 /// An agent whose token was right.
 #[derive(Debug, Clone)]
@@ -189,44 +187,6 @@ impl Seen {
         }
         let mut tx = app.db.write().await?;
         tx.update("s3_cloudbackup_agents", &columns, "id = ?", args![agent.id]).await?;
-        Ok(tx.commit().await?)
-    }
-}
-
-/// Agents that were heard of and of whom nothing else is new, until the scheduler writes it down: of a thousand agents
-/// that poll that is one transaction in a second. What is lost with the process is said again by the next call.
-#[derive(Debug, Default)]
-pub struct Heard {
-    /// And whether they named their installation.
-    agents: Mutex<BTreeMap<i64, bool>>,
-}
-
-impl Heard {
-    fn note(&self, agent: i64, named_install: bool) {
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        *agents.entry(agent).or_default() |= named_install;
-    }
-
-    /// Writes it down.
-    pub async fn write(&self, app: &App, now: Timestamp) -> Result<(), Failure> {
-        let agents = std::mem::take(&mut *self.agents.lock().unwrap_or_else(PoisonError::into_inner));
-        if agents.is_empty() {
-            return Ok(());
-        }
-        let mut tx = app.db.write().await?;
-        for named_install in [false, true] {
-            let ids: Vec<i64> =
-                agents.iter().filter(|(_, named)| **named == named_install).map(|(id, _)| *id).collect();
-            let mut columns: Vec<(&str, Value)> = vec![("last_seen_at", now.into())];
-            if named_install {
-                columns.push(("install_seen_at", now.into()));
-            }
-            for ids in ids.chunks(200) {
-                let condition = format!("id IN ({})", marks(ids.len()));
-                let ids: Vec<Value> = ids.iter().map(|id| (*id).into()).collect();
-                tx.update("s3_cloudbackup_agents", &columns, &condition, &ids).await?;
-            }
-        }
         Ok(tx.commit().await?)
     }
 }

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod audit;
 pub mod gate;
+pub mod heard;
 pub mod password;
 pub mod person;
 pub mod totp;

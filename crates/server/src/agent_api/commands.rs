@@ -1,5 +1,7 @@
 //! Polling and commands (spec control-api 2.6, 2.7). Every delivery is a lease; nothing hangs when an agent dies.
 
+use std::sync::Arc;
+
 use control_api::Object;
 use control_api::command::{
     Command, CompleteCommand, PendingCommands, Poll, PollAnswer, PollRunCommands, ReportBrowse, RunCommand, RunCommands,
@@ -9,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value as Json;
 
 use super::carried;
+use super::waiting::News;
 use crate::App;
 use crate::access::agent::Agent;
 use crate::args;
@@ -34,6 +37,7 @@ pub async fn poll(call: &Call<'_>) -> Result<Answer, Failure> {
     let asked: Poll = call.read()?;
     renew(call.app, agent, &asked.active_commands).await?;
     let started = std::time::Instant::now();
+    let mut news = call.app.waiting.sit_down();
     loop {
         let answer = look(call.app, agent, asked.busy).await?;
         let has_news = !answer.commands.is_empty()
@@ -45,7 +49,10 @@ pub async fn poll(call: &Call<'_>) -> Result<Answer, Failure> {
             return Answer::ok(PollAnswer { next_poll_secs: if has_news { 7 } else { 15 }, ..answer });
         }
         let left = call.app.settings.long_poll.saturating_sub(started.elapsed());
-        tokio::time::sleep(left.min(std::time::Duration::from_secs(1))).await;
+        let is_news = |news: &Arc<News>| news.concerns(agent, asked.busy, asked.config_epoch);
+        let came = async { while news.changed().await.is_ok() && !is_news(&news.borrow_and_update()) {} };
+        // Without any, one last look of its own.
+        let _ = tokio::time::timeout(left, came).await;
     }
 }
 

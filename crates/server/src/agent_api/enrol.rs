@@ -197,7 +197,7 @@ pub async fn rotate_token(call: &Call<'_>) -> Result<Answer, Failure> {
     if agent.uses_old_token
         && let Some(kept) = row.opt_int("next_token_secret_id")?
     {
-        let agent_token = vault::kept(&mut tx, &call.app.vault, kept).await?;
+        let agent_token = vault::kept(&mut tx, &call.app.vault, kept, &aad).await?;
         return Answer::ok(RotatedToken { agent_token, rotate_after });
     }
     let agent_token = secret::token("agt_")?;

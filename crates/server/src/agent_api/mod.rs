@@ -10,6 +10,7 @@ pub mod repositories;
 pub mod restore_info;
 pub mod runs;
 pub mod small;
+pub mod waiting;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

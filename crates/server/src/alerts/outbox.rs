@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::outgoing::Reach;
 use crate::secret;
 use crate::store::{Row, Value};
+use crate::vault;
 
 /// A message that was taken is this instance's for so long; longer than any receiver's patience.
 const LEASE_SECS: i64 = 120;
@@ -124,12 +125,13 @@ async fn deliver(app: &Arc<App>, id: i64) -> Result<bool, Failure> {
     let row = tx.row("SELECT * FROM s3_alert_deliveries WHERE id = ?", args![id]).await?;
     let row = row.ok_or_else(|| Failure::internal("a message that is gone"))?;
     let key = match row.opt_int("secret_id")? {
-        Some(secret) => tx.row("SELECT aad, wrapped FROM s3_secrets WHERE id = ?", args![secret]).await?,
+        Some(secret) => {
+            let aad = vault::webhook_aad(row.int("client_id")?);
+            Some(vault::kept(&mut tx, &app.vault, secret, &aad).await?)
+        }
         None => None,
     };
     tx.commit().await?;
-    let key = key.map(|key| app.vault.unwrap(&key.text("aad")?, &key.bytes("wrapped")?).map_err(Failure::from));
-    let key = key.transpose()?;
     let outcome = hand_over(app, &row, key, now).await?;
     let attempts = row.int("attempts")?;
     let (status, answer, next) = match outcome {
@@ -216,7 +218,8 @@ async fn hand_over(
 
 /// Where this server's webhooks may go.
 pub fn reach(app: &App) -> Reach {
-    Reach { allow_private: app.settings.allow_private_webhooks, roots_pem: app.settings.webhook_roots_pem.clone() }
+    let reach = Reach::new(app.settings.allow_private_webhooks, "--allow-private-webhooks");
+    Reach { roots_pem: app.settings.webhook_roots_pem.clone(), ..reach }
 }
 
 #[cfg(test)]

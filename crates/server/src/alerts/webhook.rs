@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn rules_name_addresses_of_others() {
-        let closed = Reach::default();
-        let open = Reach { allow_private: true, ..Reach::default() };
+        let closed = Reach::new(false, "--allow-private-webhooks");
+        let open = Reach::new(true, "");
         for (url, public, private) in [
             ("https://hooks.example.com/a?b=c", true, true),
             ("http://hooks.example.com/", false, false),

@@ -167,7 +167,7 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
             AlertChannel::Webhook => {
                 let key = secret::token("whs_")?;
                 let client = person.scope.client;
-                let aad = format!("webhook of client {client}");
+                let aad = vault::webhook_aad(client);
                 let kept = vault::keep(&mut tx, &call.app.vault, client, "webhook_key", &aad, &key, now).await?;
                 webhook_secret = Some(key);
                 Some(kept)

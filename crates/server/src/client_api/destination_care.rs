@@ -1,6 +1,6 @@
 //! Trying a destination, and giving one up (spec control-api 4.7, 6.2).
 
-use bucket::{Addressing, Capabilities, Credentials, S3, S3Options, Verdict};
+use bucket::{Addressing, Capabilities, Credentials, Network, S3, S3Options, Verdict};
 use control_api::destination::{Capability, DeleteDestination, TestDestination, TestedDestination};
 use serde_json::json;
 
@@ -10,7 +10,6 @@ use crate::access::gate::{self, Deed};
 use crate::args;
 use crate::failure::{Code, Failure};
 use crate::http::{Answer, Call};
-use crate::outgoing;
 use crate::secret;
 use crate::vault;
 
@@ -35,17 +34,17 @@ pub async fn test(call: &Call<'_>) -> Result<Answer, Failure> {
     let must_be_public = (person.scope.tenant.is_some() || clients > 1) && !call.app.settings.allow_private_endpoints;
     drop(tx);
     let wanted = keys.destination;
-    let endpoint = wanted.dest_endpoint.clone().unwrap_or_default();
     let options = S3Options {
         prefix: wanted.dest_prefix.clone().unwrap_or_default(),
         region: wanted.dest_region.clone().filter(|region| !region.is_empty()).unwrap_or_else(|| "us-east-1".into()),
-        endpoint: Some(endpoint.clone()),
+        endpoint: Some(wanted.dest_endpoint.clone().unwrap_or_default()),
         addressing: match wanted.dest_path_style.as_deref() {
             Some("virtual") => Addressing::VirtualHost,
             Some("path") => Addressing::Path,
             _ => Addressing::Auto,
         },
         ca_pem: wanted.ca_bundle_pem.clone().map(String::into_bytes),
+        network: if must_be_public { Network::Public { unless: "--allow-private-endpoints" } } else { Network::Any },
         ..S3Options::new(wanted.dest_bucket_name.clone().unwrap_or_default())
     };
     let credentials = Credentials {
@@ -54,9 +53,6 @@ pub async fn test(call: &Call<'_>) -> Result<Answer, Failure> {
         session_token: None,
     };
     let tried = tokio::task::spawn_blocking(move || {
-        if must_be_public {
-            outgoing::check_public(&endpoint)?;
-        }
         let store = S3::new(&options, &credentials).map_err(|error| chain(&error))?;
         bucket::probe(&store, "e3-test-").map_err(|error| chain(&error))
     });

@@ -258,9 +258,11 @@ pub async fn update(call: &Call<'_>) -> Result<Answer, Failure> {
         after: Some(json!(job)),
     };
     audit::record(&mut tx, &call.actor(), now, entry).await?;
-    let epoch = "UPDATE s3_cloudbackup_agents SET config_epoch = config_epoch + 1 WHERE id = ? OR id IN \
-                 (SELECT m.agent_id FROM s3_host_group_members m WHERE m.group_id = ?)";
-    tx.change(epoch, args![job.agent_id, job.host_group_id]).await?;
+    // Those that it runs on now, and those that it ran on: a run may go on there.
+    let epoch = "UPDATE s3_cloudbackup_agents SET config_epoch = config_epoch + 1 WHERE id IN (?, ?) OR id IN \
+                 (SELECT m.agent_id FROM s3_host_group_members m WHERE m.group_id IN (?, ?))";
+    let places = args![job.agent_id, before.agent_id, job.host_group_id, before.host_group_id];
+    tx.change(epoch, places).await?;
     changes::touch(&mut tx, person.scope.client, before.tenant_id, "jobs", now).await?;
     if is_shorter {
         let deed = Deed { entity: "job", id: before.job_id.to_string(), tenant: before.tenant_id, reason: None };

@@ -128,7 +128,7 @@ async fn enrol(mut tx: Tx, call: &Call<'_>, account: &Row, now: Timestamp) -> Re
 
 /// The secret of that row, in clear.
 async fn secret_of(tx: &mut Tx, call: &Call<'_>, id: i64) -> Result<Vec<u8>, Failure> {
-    let text = vault::kept(tx, &call.app.vault, id).await?;
+    let text = vault::kept(tx, &call.app.vault, id, &aad(call.person()?.user)).await?;
     let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     (0..text.len()).step_by(2).map(digits).collect::<Option<_>>().ok_or_else(|| Failure::internal("no secret of ours"))
 }

@@ -176,7 +176,8 @@ async fn redeem(
 
 async fn client_secret(call: &Call<'_>, provider: &Row) -> Result<Option<String>, Failure> {
     let Some(id) = provider.opt_int("secret_id")? else { return Ok(None) };
-    Ok(Some(vault::kept(&mut call.app.db.read().await?, &call.app.vault, id).await?))
+    let aad = vault::provider_aad(provider.int("client_id")?);
+    Ok(Some(vault::kept(&mut call.app.db.read().await?, &call.app.vault, id, &aad).await?))
 }
 
 /// Nobody is signed in; the audit log says why, the caller learns the kind.
@@ -204,6 +205,14 @@ async fn enter(call: &Call<'_>, provider: &Row, subject: &Subject, now: Timestam
         return refuse(call, provider, why, Code::ForbiddenRole, now).await;
     };
     let mut tx = call.app.db.write().await?;
+    // It was asked over the network: meanwhile it may have been switched off, or become another's.
+    let sql = format!("SELECT issuer, is_active FROM s3_oidc_providers WHERE id = ?{}", tx.for_update());
+    let still = tx.row(&sql, args![provider_id]).await?.ok_or(Code::Unauthorized)?;
+    if !still.flag("is_active")? || still.text("issuer")? != provider.text("issuer")? {
+        drop(tx);
+        let why = "The provider was changed meanwhile".to_owned();
+        return refuse(call, provider, why, Code::Unauthorized, now).await;
+    }
     if let Some(tenant) = grant.tenant_id {
         let sql = "SELECT COUNT(*) FROM s3_backup_tenants WHERE id = ? AND client_id = ? AND status = 'active'";
         if tx.count(sql, args![tenant, client]).await? == 0 {
@@ -342,13 +351,17 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
         None => None,
     };
     if asked.issuer.as_ref().is_some_and(|issuer| !call.app.oidc.may_ask(issuer)) {
-        let why = "is an https address in the public network, without a user in it";
+        let why = "is an https address in the public network, without a user in it (the server's \
+                   --allow-private-sign-in allows others)";
         return Err(Failure::validation(&[("issuer".into(), why.into())]));
     }
     let mut columns = columns(&asked, before.is_none())?;
     if let (Some(row), Some(issuer)) = (&before, &asked.issuer)
         && row.text("issuer")? != *issuer
     {
+        // Nobody enters through it while this is decided.
+        let sql = format!("SELECT id FROM s3_oidc_providers WHERE id = ?{}", tx.for_update());
+        tx.row(&sql, args![row.int("id")?]).await?;
         let sql = "SELECT COUNT(*) FROM s3_console_identities WHERE provider_id = ?";
         if tx.count(sql, args![row.int("id")?]).await? > 0 {
             // Another issuer gives its own people names that may be those of people known here.
@@ -362,7 +375,7 @@ pub async fn save(call: &Call<'_>) -> Result<Answer, Failure> {
         }
     }
     if let Some(given) = &asked.client_secret {
-        let aad = format!("sign-in provider of client {client}");
+        let aad = vault::provider_aad(client);
         let kind = "oidc_client_secret";
         let kept = vault::keep(&mut tx, &call.app.vault, client, kind, &aad, given, now).await?;
         columns.push(("secret_id", kept.into()));

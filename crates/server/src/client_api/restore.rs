@@ -33,7 +33,7 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
         None if asked.vms.is_empty() => return Err(Failure::missing("backup_point_id")),
         None => asked.vms.clone(),
     };
-    // A VM of that name or id gives way: that destroys something, if only after some days (6.3).
+    // A VM with the id of the point's gives way: that destroys something, if only after some days (6.3).
     let overwrites = asked.restore_options.as_ref().is_some_and(|options| options.overwrite_existing);
     if overwrites {
         person.require_fresh(now)?;
@@ -140,7 +140,8 @@ async fn start_now(call: &Call<'_>) -> Result<Answer, Failure> {
     })?;
     remember(&mut tx, call, "start_restore", answer.json().cloned()).await?;
     if overwrites {
-        let (tenant, reason) = (job.opt_int("tenant_id")?, Some(format!("restore over {vm_name}")));
+        let names = points.iter().map(|point| point.text("vm_name")).collect::<Result<Vec<_>, _>>()?;
+        let (tenant, reason) = (job.opt_int("tenant_id")?, Some(format!("restore over {}", names.join(", "))));
         let deed = Deed { entity: "point", id: first.int("id")?.to_string(), tenant, reason };
         return Ok(gate::finish(tx, call, deed).await?.unwrap_or(answer));
     }

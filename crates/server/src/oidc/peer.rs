@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use bucket::Network;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -129,7 +130,7 @@ pub fn is_trusted(address: &str, reach: &Reach) -> bool {
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => return false,
     };
-    (url.scheme() == "https" || (url.scheme() == "http" && is_loopback && reach.allow_private))
+    (url.scheme() == "https" || (url.scheme() == "http" && is_loopback && reach.network == Network::Any))
         && url.username().is_empty()
         && url.password().is_none()
 }
@@ -285,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_provider_is_asked_on_https_and_nearby_only_where_that_is_allowed() {
-        let closed = Reach::default();
-        let open = Reach { allow_private: true, ..Reach::default() };
+        let closed = Reach::new(false, "--allow-private-sign-in");
+        let open = Reach::new(true, "");
         for (address, by_default, allowed) in [
             ("https://id.example.com", true, true),
             ("https://id.example.com/realms/one", true, true),

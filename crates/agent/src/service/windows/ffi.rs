@@ -80,6 +80,12 @@ pub fn make_folder(path: &Path, sddl: &str) -> io::Result<()> {
     }
 }
 
+/// Gives a file that is there the access rights given in SDDL, in place of those that its folder would give it.
+pub fn protect_file(path: &Path, sddl: &str) -> io::Result<()> {
+    let wide: Vec<u16> = path.as_os_str().encode_wide().chain([0]).collect();
+    Descriptor::parse(sddl)?.set_on(&wide)
+}
+
 /// A security descriptor that the system allocated.
 struct Descriptor(PSECURITY_DESCRIPTOR);
 
@@ -107,10 +113,14 @@ impl Descriptor {
         // SAFETY: as above.
         unsafe { GetSecurityDescriptorDacl(self.0, &mut present, &mut dacl, &mut defaulted) }
             .map_err(io::Error::from)?;
-        let what = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
+        let mut what = DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
+        let owner = (!owner.0.is_null()).then_some(owner);
+        if owner.is_some() {
+            what |= OWNER_SECURITY_INFORMATION;
+        }
         // SAFETY: the path ends with a zero; owner and list point into the descriptor, which outlives the call.
         let result = unsafe {
-            SetNamedSecurityInfoW(PCWSTR(path.as_ptr()), SE_FILE_OBJECT, what, Some(owner), None, Some(dacl), None)
+            SetNamedSecurityInfoW(PCWSTR(path.as_ptr()), SE_FILE_OBJECT, what, owner, None, Some(dacl), None)
         };
         result.ok().map_err(io::Error::from)
     }
