@@ -21,7 +21,6 @@ mod make;
 mod undo;
 
 use hyperv::{Host, TargetLogin, Vm, VmId};
-use vhdx::Guid;
 
 use self::journal::InstantJournal;
 pub use self::journal::{InstantDisk, InstantStage};
@@ -86,25 +85,18 @@ impl<'a> InstantVm<'a> {
         make::attach(self, login)
     }
 
-    /// Takes the volume away and logs out. What is not there is a success; no VM may use it any more.
-    pub fn detach(&mut self) -> Result<(), BackupError> {
-        finish::detach(self)
-    }
-
     /// Starts the VM, after looking once more whether every disk stands on its own base.
     pub fn start(&mut self) -> Result<(), BackupError> {
         make::start(self)
     }
 
-    /// What the identity of the file at `path` is: [`InstantDisk::content_id`] for the disk's base and a whole copy of it.
-    pub fn content_id(&self, path: &str) -> Result<Guid, BackupError> {
-        Ok(make::file_info(self.host, path)?.data_write_guid)
-    }
-
-    /// Puts the VM on local files: copies become parents, the volume goes, children are merged. The VM is off, and every
-    /// [`InstantDisk::local`] is whole. Cut off anywhere, it is called again. Nothing is left of the session on the host
-    /// when it returns; with `starts` the VM runs.
-    pub fn finish(self, starts: bool) -> Result<(), BackupError> {
+    /// Puts the VM on local files: copies become parents, the volume goes, children are merged. The VM is off, without a
+    /// checkpoint, and every [`InstantDisk::local`] is whole. Nothing is left of the session on the host when it returns;
+    /// with `starts` the VM runs.
+    ///
+    /// Cut off anywhere, or after an error, it is called again; until then the volume has to stay as long as
+    /// [`needs_volume`](Self::needs_volume).
+    pub fn finish(&mut self, starts: bool) -> Result<(), BackupError> {
         finish::finish(self, starts)
     }
 
@@ -122,6 +114,17 @@ impl<'a> InstantVm<'a> {
         self.state.write_instant(&self.journal)
     }
 
+    /// Whether a finish or a discard came to its end.
+    fn is_over(&self) -> Result<bool, BackupError> {
+        Ok(self.state.instant_journal(&self.journal.session)?.is_none())
+    }
+
+    /// Whoever else works on VMs of the host leaves this one alone meanwhile.
+    fn lock_made(&self) -> Result<Option<VmLock>, BackupError> {
+        let made = self.journal.made.as_deref();
+        made.map(|id| self.state.lock_vm(id, &self.journal.vm_name)).transpose()
+    }
+
     fn failed(&self, what: &str) -> impl FnOnce(hyperv::Error) -> BackupError + use<'a> {
         BackupError::host(format!("{what} of VM {}", self.journal.vm_name))
     }
@@ -129,10 +132,8 @@ impl<'a> InstantVm<'a> {
 
 /// Why a VM must not be backed up now: it runs from a backup (spec hyperv 7.6). `None` for every other.
 pub(crate) fn is_instant(state: &HostState, vm_id: &str) -> Result<Option<String>, BackupError> {
-    let journals = state.instant_journals()?;
-    let is_it = |journal: &InstantJournal| journal.made.as_ref().is_some_and(|id| id.eq_ignore_ascii_case(vm_id));
-    Ok(journals.into_iter().find(is_it).map(|journal| {
-        let session = journal.session.get(..8).unwrap_or(&journal.session).to_owned();
+    Ok(state.instant_session_of(vm_id)?.map(|session| {
+        let session = session.get(..8).unwrap_or(&session);
         format!("it runs from a backup; finish that first: `instant switch {session}`")
     }))
 }

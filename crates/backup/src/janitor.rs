@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use hyperv::{CheckpointInfo, CheckpointKind, Vm};
 
-use crate::instant::{InstantLeftover, InstantStage, instant_leftovers, settle_instant};
+use crate::instant::{InstantLeftover, instant_leftovers, settle_instant};
 use crate::recovery::HostSide;
 use crate::run::BackupContext;
 use crate::state::VmJournal;
@@ -107,11 +107,9 @@ pub fn inspect(side: HostSide<'_>, from: Option<&str>) -> Result<Vec<Finding>, B
             findings.push(Finding { vm_id, vm_name, what: Leftover::Journal, verdict: Verdict::News });
         }
     }
-    for InstantLeftover { session, vm_id, vm_name, stage, is_kept } in instant_leftovers(side.state)? {
-        if is_kept {
-            continue;
-        }
-        let has_vm = stage != InstantStage::Making;
+    for leftover in instant_leftovers(side.state)?.into_iter().filter(|one| !one.is_kept) {
+        let has_vm = !leftover.is_to_go();
+        let InstantLeftover { session, vm_id, vm_name, .. } = leftover;
         let verdict = if has_vm { Verdict::News } else { Verdict::Ours };
         findings.push(Finding { vm_id, vm_name, what: Leftover::InstantSession { session, has_vm }, verdict });
     }

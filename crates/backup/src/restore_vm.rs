@@ -33,9 +33,9 @@ pub use self::obstacle::RestoreObstacle;
 pub(crate) use self::obstacle::sort;
 pub(crate) use self::place::join;
 pub use self::plan::{PlannedDisk, Quote, RestorePlan, plan_restore};
-pub(crate) use self::plan::{estimate, probe};
+pub(crate) use self::plan::{estimate, has_extension, probe};
 pub(crate) use self::undo::{
-    UnfinishedVm, remove_all_configurations, remove_made, remove_when_idle, unfinished_in_place, when_idle,
+    FolderOfVm, UnfinishedVm, remove_files_in, remove_made, remove_when_idle, unfinished_in_place, when_free, when_idle,
 };
 pub use self::undo::{open_restores, settle_restores};
 use crate::observer::Observer;

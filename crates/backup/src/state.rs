@@ -129,6 +129,23 @@ impl HostState {
     }
 }
 
+/// The JSON documents in a folder; none where there is no folder.
+pub(crate) fn documents_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// The lock of a VM.
 #[derive(Debug)]
 pub struct VmLock {

@@ -1,6 +1,7 @@
 //! Changing chains of disk files: children, other parents, merges of disks that no VM uses (spec 7.4, 7.5).
 
-use crate::disk_file::unexpected;
+use std::time::Duration;
+
 use crate::host::MANAGEMENT_SERVICE;
 use crate::inventory::{COMPONENT, MEDIA};
 use crate::job::{Ended, Invocation, JobLimits};
@@ -13,6 +14,9 @@ const SETTINGS: &str = "Msvm_VirtualHardDiskSettingData";
 const DIFFERENCING: u16 = 4;
 /// `Format`.
 const VHDX: u16 = 3;
+
+/// A merge takes as long as the disks do.
+const MERGE: JobLimits = JobLimits { limit: Duration::from_secs(24 * 3600), ..JobLimits::DEFAULT };
 
 impl Host {
     /// Makes a differencing VHDX: what is written goes into it, everything else is read from `parent`, which must not
@@ -29,7 +33,8 @@ impl Host {
         ];
         let settings = cim_xml::to_text(&cim_xml::changed(&empty, properties))
             .map_err(|source| Error::CimXml { attempt: attempt.clone(), source })?;
-        self.image(&attempt, "CreateVirtualHardDisk", &[("VirtualDiskSettingData", CimValue::String(settings))])
+        let parameters = [("VirtualDiskSettingData", CimValue::String(settings))];
+        self.image(&attempt, "CreateVirtualHardDisk", &parameters, JobLimits::DEFAULT)
     }
 
     /// Tells a child that its parent is another file. The host refuses one whose identity (`DataWriteGuid`) is not that
@@ -42,7 +47,7 @@ impl Host {
             ("LeafPath", CimValue::Null),
             ("IgnoreIDMismatch", CimValue::Boolean(false)),
         ];
-        self.image(&attempt, "SetParentVirtualHardDisk", &parameters)
+        self.image(&attempt, "SetParentVirtualHardDisk", &parameters, JobLimits::DEFAULT)
     }
 
     /// Writes what a child holds into its parent. No VM may use either. One that was cut off is done again.
@@ -52,7 +57,7 @@ impl Host {
             ("SourcePath", CimValue::String(child.to_owned())),
             ("DestinationPath", CimValue::String(parent.to_owned())),
         ];
-        self.image(&attempt, "MergeVirtualHardDisk", &parameters)
+        self.image(&attempt, "MergeVirtualHardDisk", &parameters, MERGE)
     }
 
     /// Gives a drive of a VM that is off another file, and the VM its access to it. `instance_id` is that of the disk.
@@ -93,10 +98,14 @@ impl Host {
         })
     }
 
-    fn image(&self, attempt: &str, method: &'static str, parameters: &[(&str, CimValue)]) -> Result<(), Error> {
+    fn image(
+        &self,
+        attempt: &str,
+        method: &'static str,
+        parameters: &[(&str, CimValue)],
+        limits: JobLimits,
+    ) -> Result<(), Error> {
         let service = self.image_service(attempt)?;
-        // A merge takes as long as the disks do.
-        let limits = JobLimits { limit: std::time::Duration::from_secs(24 * 3600), ..JobLimits::DEFAULT };
         let call = Invocation { attempt, object: &service, method, parameters, limits, cancel: None };
         let ended = self.invoke(&call)?;
         known(attempt, ended)
@@ -107,6 +116,10 @@ impl Host {
 fn known(attempt: &str, ended: Ended) -> Result<(), Error> {
     match ended {
         Ended::Now(_) | Ended::Job { .. } => Ok(()),
-        Ended::Unknown { reason } => Err(unexpected(attempt, format!("whether it was done is not known: {reason}"))),
+        Ended::Unknown { reason } => Err(Error::OutcomeUnknown {
+            attempt: attempt.to_owned(),
+            reason,
+            seen: "the step has to be done again".to_owned(),
+        }),
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::cim_xml::CimXmlError;
-use crate::initiator::SESSION_BUSY;
+use crate::initiator::{SESSION_BUSY, START_SERVICE};
 use crate::seam::{ObjectPath, VirtDiskError, WmiError};
 
 /// What a caller can do about an error.
@@ -49,7 +49,7 @@ pub enum Error {
     NoService { attempt: String, class: &'static str },
 
     /// A method answered with a code of its own (spec 8.4).
-    #[error("{attempt}: {method} returned {code} ({})", return_code_text(*.code))]
+    #[error("{attempt}: {method} returned {code} ({})", return_code_text(.method, *.code))]
     Refused { attempt: String, method: &'static str, code: u32 },
 
     /// A method started a job, and the job failed (spec 8.2).
@@ -143,7 +143,7 @@ impl Error {
 
 /// How a job failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("ended in state {state}, error {code} ({}): {description}{}", return_code_text((*.code).into()), more_texts(.texts))]
+#[error("ended in state {state}, error {code} ({}): {description}{}", return_code_text("", (*.code).into()), more_texts(.texts))]
 pub struct JobFailure {
     /// `JobState`: 8 terminated, 9 killed, 10 exception.
     pub state: u16,
@@ -264,11 +264,28 @@ fn hresult_kind(hresult: u32) -> Option<ErrorKind> {
     })
 }
 
+/// Methods of the storage namespace, which has codes of its own (spec 7.2, 7.3).
+const OF_STORAGE: [&str; 11] = [
+    "New",
+    "Remove",
+    "Update",
+    "Connect",
+    "Disconnect",
+    "Online",
+    "Offline",
+    "SetAttributes",
+    "AddAccessPath",
+    "RemoveAccessPath",
+    "UpdateHostStorageCache",
+];
+
 /// One number has two meanings: "file not found", and in the methods that bring a VM onto the host "file in use"
 /// (spec 6.3, 8.4).
 fn return_code_kind(method: &str, code: u32) -> ErrorKind {
     const IN_USE_FOR: [&str; 3] = ["ImportSystemDefinition", "ValidatePlannedSystem", "RealizePlannedSystem"];
     match code {
+        // Invalid parameter: the same call fails the same way.
+        5 if OF_STORAGE.contains(&method) => ErrorKind::Other,
         32779 if IN_USE_FOR.contains(&method) => ErrorKind::Busy,
         1 | 32770 => ErrorKind::Unsupported,
         3 | 32772 => ErrorKind::Timeout,
@@ -280,9 +297,16 @@ fn return_code_kind(method: &str, code: u32) -> ErrorKind {
     }
 }
 
-/// The texts of spec 8.1 and 8.4.
-fn return_code_text(code: u32) -> &'static str {
+/// The texts of spec 8.1 and 8.4; of the methods whose numbers mean something else, their own.
+fn return_code_text(method: &str, code: u32) -> &'static str {
     match code {
+        4 if OF_STORAGE.contains(&method) => "failed",
+        5 if OF_STORAGE.contains(&method) => "invalid parameter",
+        42002 if OF_STORAGE.contains(&method) => "the folder shows another volume",
+        42007 if OF_STORAGE.contains(&method) => "there is no such folder, or it is not empty",
+        2 if method == START_SERVICE => "access denied",
+        7 if method == START_SERVICE => "timeout",
+        14 if method == START_SERVICE => "the service is disabled",
         1 => "not supported",
         2 => "failed",
         3 => "timeout",
@@ -317,7 +341,7 @@ fn return_code_text(code: u32) -> &'static str {
 }
 
 /// A sharing violation, as the seam delivers it: raw error 32 (`ERROR_SHARING_VIOLATION`), or `ResourceBusy`.
-pub(crate) fn is_sharing_violation(error: &io::Error) -> bool {
+pub fn is_sharing_violation(error: &io::Error) -> bool {
     error.raw_os_error() == Some(32) || error.kind() == io::ErrorKind::ResourceBusy
 }
 
@@ -397,6 +421,24 @@ mod tests {
         ] {
             let refused = Error::Refused { attempt: "a".into(), method, code: 32779 };
             assert_eq!(refused.kind(), kind, "{method}");
+        }
+    }
+
+    #[test]
+    fn one_number_means_what_its_method_says() {
+        for (method, code, text, kind) in [
+            ("Connect", 5, "invalid parameter", ErrorKind::Other),
+            ("RequestStateChange", 5, "invalid state", ErrorKind::Busy),
+            ("RemoveAccessPath", 4, "failed", ErrorKind::Other),
+            ("DestroySystem", 4, "invalid parameter", ErrorKind::Other),
+            ("AddAccessPath", 42002, "the folder shows another volume", ErrorKind::Other),
+            ("AddAccessPath", 42007, "there is no such folder, or it is not empty", ErrorKind::Other),
+            ("Disconnect", SESSION_BUSY, "the session is in use", ErrorKind::Busy),
+            (START_SERVICE, 14, "the service is disabled", ErrorKind::Other),
+        ] {
+            let refused = Error::Refused { attempt: "a".into(), method, code };
+            assert_eq!(refused.to_string(), format!("a: {method} returned {code} ({text})"));
+            assert_eq!(refused.kind(), kind, "{method} {code}");
         }
     }
 }

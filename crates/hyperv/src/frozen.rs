@@ -3,7 +3,9 @@
 use std::io;
 use std::ops::Range;
 
-use vhdx::{DiskGeometry, Extent, ExtentKind, Extents, FileFormat, Layer, OpenedDisk, ReadError, VirtualDisk};
+use vhdx::{
+    DiskGeometry, Extent, ExtentKind, Extents, FileFormat, Layer, OpenError, OpenedDisk, ReadError, VirtualDisk,
+};
 
 use crate::broken_chain::open_layer;
 use crate::changes::{self, ChangesError};
@@ -130,9 +132,13 @@ impl Host {
     }
 }
 
-fn describe(path: &str, error: &dyn std::error::Error) -> String {
-    let mut text = format!("open {path}: {error}");
-    let mut source = error.source();
+fn describe(path: &str, error: &OpenError) -> String {
+    // Some name the file themselves.
+    let mut text = match error {
+        OpenError::File { .. } => error.to_string(),
+        _ => format!("open {path}: {error}"),
+    };
+    let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text.push_str(&format!(": {cause}"));
         source = cause.source();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::disk_file::unexpected;
 use crate::names::same_path;
 use crate::seam::{CimType, CimValue, Instance, Namespace, ObjectPath};
 use crate::{Error, Host, wql};
@@ -10,6 +11,8 @@ const DISK: &str = "MSFT_Disk";
 const PARTITION: &str = "MSFT_Partition";
 /// `BusType`.
 const ISCSI: u64 = 9;
+/// Time between looks at the disks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// `GptType` of a partition with a volume.
 const BASIC_DATA: &str = "{ebd0a0a2-b9e5-4433-87c0-68b6b72699c7}";
 
@@ -20,8 +23,6 @@ pub struct HostDisk {
     pub path: ObjectPath,
     /// VPD page 80, as the target gave it.
     pub serial: String,
-    /// VPD page 83, as Windows writes it.
-    pub unique_id: String,
     /// Changes at every arrival: for messages only.
     pub number: u64,
     /// The volume manager leaves it alone.
@@ -56,10 +57,15 @@ impl Host {
                 return Ok(disk);
             }
             if self.seam.clock.monotonic().saturating_sub(start) >= limit {
-                return Err(Error::Timeout { attempt, limit, job_ended: true });
+                let waited = limit.as_secs();
+                let problem = format!(
+                    "it did not come within {waited} s of the login; look for it with `Get-Disk`: another initiator, a \
+                     multipath driver or a policy may keep it"
+                );
+                return Err(unexpected(&attempt, problem));
             }
             self.storage(&attempt, &ObjectPath::of_class("MSFT_StorageSetting"), "UpdateHostStorageCache", &[])?;
-            self.seam.clock.sleep(Duration::from_millis(500));
+            self.seam.clock.sleep(LOOK_EVERY);
         }
     }
 
@@ -97,8 +103,7 @@ impl Host {
         if shows_in(&partition, folder) {
             return Ok(());
         }
-        let path =
-            partition.path.ok_or_else(|| Error::Missing { attempt: attempt.clone(), what: "its path".into() })?;
+        let path = partition.path.ok_or_else(|| unexpected(&attempt, "its partition has no object path".into()))?;
         let parameters = [("AccessPath", CimValue::String(folder.to_owned()))];
         self.storage(&attempt, &path, "AddAccessPath", &parameters).map(drop)
     }
@@ -124,16 +129,17 @@ impl Host {
 
 fn host_disk(disk: Instance, serial: &str) -> Option<HostDisk> {
     let text = |name| disk.get(name).as_str().unwrap_or_default().trim().to_owned();
+    // Without a path nothing could be done to it: it counts as one that has not come.
+    let path = disk.path.clone()?;
     // Windows may pad what the target said.
     let is_it = disk.get("BusType").as_u64() == Some(ISCSI) && text("SerialNumber").eq_ignore_ascii_case(serial);
     is_it.then(|| HostDisk {
         serial: text("SerialNumber"),
-        unique_id: text("UniqueId"),
         number: disk.get("Number").as_u64().unwrap_or_default(),
         is_offline: disk.get("IsOffline").as_bool() == Some(true),
         is_read_only: disk.get("IsReadOnly").as_bool() == Some(true),
         size_bytes: disk.get("Size").as_u64().unwrap_or_default(),
-        path: disk.path.clone().unwrap_or_else(|| ObjectPath::new("")),
+        path,
     })
 }
 

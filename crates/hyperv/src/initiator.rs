@@ -5,13 +5,16 @@
 
 use std::time::Duration;
 
-use crate::seam::{CimValue, MethodOutput, Namespace, ObjectPath};
+use crate::disk_file::unexpected;
+use crate::seam::{CimValue, Instance, MethodOutput, Namespace, ObjectPath};
 use crate::{Error, Host, wql};
 
 const SERVICE: &str = "MSiSCSI";
 const PORTAL: &str = "MSFT_iSCSITargetPortal";
 const TARGET: &str = "MSFT_iSCSITarget";
 const SESSION: &str = "MSFT_iSCSISession";
+
+pub(crate) const START_SERVICE: &str = "StartService";
 
 /// "The target has already been logged in via an iSCSI session": what was wanted (spec 7.2).
 pub(crate) const SESSION_EXISTS: u32 = 0xEFFF_0016;
@@ -89,32 +92,32 @@ pub struct InitiatorSession {
 impl Host {
     /// The initiator's service; `None` where Windows lacks it.
     pub fn initiator_service(&self) -> Result<Option<InitiatorService>, Error> {
-        let attempt = "look at the iSCSI initiator's service";
-        let found = self.query(attempt, Namespace::Cimv2, &wql::by("Win32_Service", "Name", SERVICE))?;
-        Ok(found.first().map(|service| {
-            let text = |name| service.get(name).as_str().unwrap_or_default().to_owned();
-            InitiatorService { state: text("State"), start_mode: text("StartMode") }
-        }))
+        Ok(self.service_instance("look at the iSCSI initiator's service")?.as_ref().map(initiator_service))
     }
 
     /// Starts the initiator's service if it does not run; `true` when it had to be started. Its start type stays: sessions
     /// are not persistent, so nothing has to come back after a restart.
     pub fn start_initiator(&self) -> Result<bool, Error> {
         let attempt = "start the iSCSI initiator's service";
-        let found = self.query(attempt, Namespace::Cimv2, &wql::by("Win32_Service", "Name", SERVICE))?;
-        let Some(service) = found.into_iter().next() else {
+        let Some(instance) = self.service_instance(attempt)? else {
             return Err(Error::Missing { attempt: attempt.to_owned(), what: format!("the service {SERVICE}") });
         };
-        if service.get("State").as_str() == Some("Running") {
+        let service = initiator_service(&instance);
+        if service.is_running() {
             return Ok(false);
         }
-        let path = service.path.ok_or_else(|| Error::Missing { attempt: attempt.to_owned(), what: SERVICE.into() })?;
-        const METHOD: &str = "StartService";
-        let output = self.call_once(attempt, Namespace::Cimv2, &path, METHOD, &[])?;
+        if !service.can_start() {
+            return Err(unexpected(
+                attempt,
+                format!("the service {SERVICE} is disabled; set its start type to manual"),
+            ));
+        }
+        let path = instance.path.ok_or_else(|| unexpected(attempt, "the service has no object path".into()))?;
+        let output = self.call_once(attempt, Namespace::Cimv2, &path, START_SERVICE, &[])?;
         // 10: it runs already.
         match output.return_value {
             0 | 10 => {}
-            code => return Err(Error::Refused { attempt: attempt.to_owned(), method: METHOD, code }),
+            code => return Err(Error::Refused { attempt: attempt.to_owned(), method: START_SERVICE, code }),
         }
         for _ in 0..TRIES {
             if self.initiator_service()?.is_some_and(|service| service.is_running()) {
@@ -122,7 +125,12 @@ impl Host {
             }
             self.seam.clock.sleep(BETWEEN_TRIES);
         }
-        Err(Error::Unexpected { attempt: attempt.to_owned(), problem: "it was started, and does not run".into() })
+        Err(unexpected(attempt, "it was started, and does not run".into()))
+    }
+
+    fn service_instance(&self, attempt: &str) -> Result<Option<Instance>, Error> {
+        let found = self.query(attempt, Namespace::Cimv2, &wql::by("Win32_Service", "Name", SERVICE))?;
+        Ok(found.into_iter().next())
     }
 
     /// Whether the initiator knows a portal.
@@ -200,10 +208,7 @@ impl Host {
         for session in self.target_sessions(target)? {
             let found = self.query(&attempt, Namespace::Storage, &wql::by(TARGET, "NodeAddress", target))?;
             let Some(path) = found.into_iter().find_map(|target| target.path) else {
-                return Err(Error::Missing {
-                    attempt,
-                    what: format!("the target {target}, with which it has a session"),
-                });
+                return Err(unexpected(&attempt, "the host has a session with it, and does not list it".into()));
             };
             let mut tries = 0;
             loop {
@@ -240,8 +245,8 @@ impl Host {
             }
             self.seam.clock.sleep(BETWEEN_TRIES);
         }
-        let what = format!("the target {} (asked of {}:{})", login.target, login.portal.address, login.portal.port);
-        Err(Error::Missing { attempt: attempt.to_owned(), what })
+        let TargetPortal { address, port } = &login.portal;
+        Err(unexpected(attempt, format!("{address}:{port} does not list it")))
     }
 
     /// A method of the storage namespace; anything but 0 is a refusal.
@@ -271,6 +276,11 @@ impl Host {
         let called = self.seam.wmi.call(namespace, object, method, parameters);
         called.map_err(|source| Error::Wmi { attempt: attempt.to_owned(), source })
     }
+}
+
+fn initiator_service(instance: &Instance) -> InitiatorService {
+    let text = |name| instance.get(name).as_str().unwrap_or_default().to_owned();
+    InitiatorService { state: text("State"), start_mode: text("StartMode") }
 }
 
 fn text(value: &str) -> CimValue {

@@ -9,6 +9,7 @@ use crate::checkpoint_list::{CheckpointInfo, CheckpointKind, checkpoint_info};
 use crate::devices::{DiskDevice, DiskRole, disk_devices};
 use crate::disk_file::DiskFormat;
 use crate::guest::{Guest, guest};
+use crate::host::MANAGEMENT_SERVICE;
 use crate::names::configuration_of;
 use crate::reference_point::{ReferencePoint, reference_point};
 use crate::seam::{CimValue, Instance, ObjectPath};
@@ -246,6 +247,8 @@ impl Host {
         let attempt = attempt.as_str();
         let systems = self.find(attempt, &wql::by("Msvm_ComputerSystem", "Name", id.as_str()))?;
         if systems.is_empty() {
+            // An account without rights sees nothing (spec 2.1): that is no VM that is gone.
+            self.service(attempt, MANAGEMENT_SERVICE)?;
             return Ok(None);
         }
         let settings = self.find(attempt, &wql::by(SETTINGS, "VirtualSystemIdentifier", id.as_str()))?;
@@ -303,7 +306,10 @@ impl Host {
             candidates = names().filter(|(_, name)| name.to_lowercase() == lower).collect();
         }
         match candidates.as_slice() {
-            [] => Err(not_found()),
+            [] => {
+                self.service(&attempt, MANAGEMENT_SERVICE)?;
+                Err(not_found())
+            }
             [(id, _)] => self.vm(id)?.ok_or_else(not_found),
             _ => Err(FindError::Ambiguous { selector: selector.to_owned(), candidates }),
         }

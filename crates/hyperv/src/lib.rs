@@ -100,7 +100,7 @@ pub use cluster::{Cluster, ClusteredVm, is_on_cluster_shared_volume};
 pub use config_file::ConfigFile;
 pub use definition::{DefinedDisk, Definition, DefinitionHost, DefinitionSummary, Setting, TypedValue};
 pub use disk_file::DiskFormat;
-pub use error::{CreateError, Error, ErrorKind, JobFailure};
+pub use error::{CreateError, Error, ErrorKind, JobFailure, is_sharing_violation};
 pub use frozen::{ChainMember, FrozenReader};
 pub use guest::{Guest, GuestFamily};
 pub use host::{Host, HostFacts, ProbeError};

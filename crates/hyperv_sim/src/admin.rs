@@ -161,6 +161,21 @@ impl LabHost {
         })
     }
 
+    /// The host loses power and comes up again: what ran is off, jobs have vanished with their work undone, and the iSCSI
+    /// initiator has neither sessions nor a service that runs.
+    pub fn restart_host(&self) -> Result<(), LabError> {
+        let awake = self.transact(|tx| {
+            let awake = tx.vms.iter().filter(|vm| matches!(vm.power, Power::Running | Power::Paused));
+            Ok(awake.map(|vm| vm.id.clone()).collect::<Vec<_>>())
+        })?;
+        awake.iter().try_for_each(|vm| self.unclean_stop(vm))?;
+        self.transact(|tx| {
+            service::restart(tx, 0);
+            tx.edit().storage.restart();
+            Ok(())
+        })
+    }
+
     /// The management service restarts: jobs vanish with their work undone, and calls fail for a while.
     pub fn restart_service(&self, down_ms: u64) -> Result<(), LabError> {
         self.transact(|tx| {

@@ -18,6 +18,8 @@ use crate::store::Store;
 use crate::vhd::{self, VhdWriter};
 
 const COPY_PIECE_BYTES: u64 = 1 << 20;
+/// More files than this is damage, not a chain.
+const MOST_LAYERS: usize = 64;
 
 /// A disk with its parents, as it stands in the files.
 pub(crate) fn open_chain(store: &Store, path: &WinPath) -> Result<Result<OpenedDisk, OpenError>, LabError> {
@@ -36,7 +38,7 @@ fn across_volumes(store: &Store, path: &WinPath) -> Result<Option<Result<OpenedD
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some(path.clone());
     let mut is_on_volume = false;
-    while let Some(at) = next.take().filter(|_| layers.len() < 64) {
+    while let Some(at) = next.take().filter(|_| layers.len() < MOST_LAYERS) {
         let file = match store.volumes.open(&at) {
             Some(Ok(file)) => {
                 is_on_volume = true;
@@ -60,7 +62,7 @@ fn across_volumes(store: &Store, path: &WinPath) -> Result<Option<Result<OpenedD
     Ok(is_on_volume.then(|| OpenedDisk::from_layers(layers)))
 }
 
-/// The file that a locator names, by the paths that Windows follows.
+/// The file that a locator names, by the paths that Windows follows: first the one that begins at the child (spec vhdx 18.3).
 fn parent_named(store: &Store, child: &WinPath, locator: &vhdx::ParentLocator) -> Option<WinPath> {
     let absolute = locator.absolute_win32_path.as_deref().map(WinPath::new);
     let relative = locator.relative_path.as_deref().map(|path| {
@@ -74,7 +76,7 @@ fn parent_named(store: &Store, child: &WinPath, locator: &vhdx::ParentLocator) -
         }
         at
     });
-    absolute.into_iter().chain(relative).find(|path| store.volumes.open(path).is_some() || store.has_file(path))
+    relative.into_iter().chain(absolute).find(|path| store.volumes.open(path).is_some() || store.has_file(path))
 }
 
 fn options(store: &Store) -> OpenOptions {

@@ -10,7 +10,7 @@ use hyperv::seam::{FileFacts, HostFile, HostFiles, HostWrites, LocalWrites};
 use vhdx::{ReadAt, WriteAt};
 
 use crate::error::LabError;
-use crate::host::LabHost;
+use crate::host::{LabHost, Tx};
 use crate::paths::WinPath;
 use crate::provider::describe;
 use crate::store::file_number;
@@ -122,6 +122,11 @@ impl HostWrites for LabFiles {
     }
 
     fn create_folder(&self, path: &str) -> io::Result<()> {
+        let folder = WinPath::new(path);
+        if self.host.transact(|tx| Ok(tx.storage.is_dangling(&folder))).map_err(broken)? {
+            let text = format!("{path} is a mount point whose volume is not there");
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
         self.change(path, |path| LocalWrites.create_folder(&path))
     }
 
@@ -139,7 +144,18 @@ impl HostWrites for LabFiles {
     }
 
     fn remove_empty_folder(&self, path: &str) -> io::Result<bool> {
-        self.change(path, |path| LocalWrites.remove_empty_folder(&path))
+        let is_gone = self.change(path, |path| LocalWrites.remove_empty_folder(&path))?;
+        let folder = WinPath::new(path);
+        let forgets = |tx: &mut Tx<'_>| {
+            if tx.storage.settings.iter().any(|settings| settings.folders.contains(&folder)) {
+                tx.edit().storage.forget_folder(&folder);
+            }
+            Ok(())
+        };
+        if is_gone {
+            self.host.transact(forgets).map_err(broken)?;
+        }
+        Ok(is_gone)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::failure::{FAILED, FILE, Failure, IN_USE};
 use crate::host::Tx;
 use crate::paths::WinPath;
 use crate::provider::describe;
-use crate::state::Power;
+use crate::state::{Action, Power};
 
 /// Makes a differencing VHDX. A file that is there is an error.
 pub(crate) fn create_child(
@@ -66,6 +66,16 @@ fn refusal(tx: &Tx<'_>, child: &WinPath, parent: &WinPath) -> Result<Option<Fail
         }
     }
     Ok(None)
+}
+
+/// Whether a job that has not ended works on a file: nobody else can open it.
+pub(crate) fn is_worked_on(tx: &Tx<'_>, file: &WinPath) -> bool {
+    tx.jobs.iter().filter(|job| job.end.is_none()).any(|job| match &job.action {
+        // The parent of the two is only read.
+        Action::CreateChild { child, .. } | Action::SetParent { child, .. } => child == file,
+        Action::MergeFiles { child, parent } => child == file || parent == file,
+        _ => false,
+    })
 }
 
 fn missing(file: &WinPath) -> Failure {

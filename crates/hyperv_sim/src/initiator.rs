@@ -346,7 +346,8 @@ impl RemoteUnit {
         }
         let block = u64::from(self.block_bytes);
         let first = offset_bytes / block;
-        let end = (offset_bytes + buf.len() as u64).div_ceil(block);
+        let beyond = || io::Error::new(io::ErrorKind::InvalidInput, "a read beyond all disks");
+        let end = offset_bytes.checked_add(buf.len() as u64).ok_or_else(beyond)?.div_ceil(block);
         let mut blocks = vec![0; ((end - first) * block) as usize];
         let mut link = self.link.lock().expect("no panic while held");
         let was_connected = link.is_some();

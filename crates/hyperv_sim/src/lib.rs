@@ -13,7 +13,8 @@
 //!   [`LabHost::copy_disk`] and [`LabHost::revert_disk`] for storage that goes back in time;
 //! - an iSCSI initiator that is real on the wire: a target of the program under test is logged in to over TCP, its NTFS
 //!   volume is shown in a folder, and a VM whose disk has its parent there reads through the target, or fails with it;
-//! - misfortune: [`LabHost::inject`] for a [`Fault`], [`LabHost::unclean_stop`], [`LabHost::restart_service`].
+//! - misfortune: [`LabHost::inject`] for a [`Fault`], [`LabHost::unclean_stop`], [`LabHost::restart_service`],
+//!   [`LabHost::restart_host`].
 //!
 //! [`LabOptions`] says how the host behaves where real ones differ or nobody knows: jobs, null outputs as on Server 2025,
 //! granularity, supersets, and the lies of change tracking that a backup must not believe.

@@ -20,7 +20,7 @@ const MOST_TABLE_BYTES: u64 = 8 << 20;
 pub(crate) struct NtfsFile {
     pub(crate) name: String,
     pub(crate) len_bytes: u64,
-    /// Offset on the disk and length, in the order of the file; `None` for a hole.
+    /// Offset on the disk and length, in the order of the file; `None` for a hole. No sum of theirs overflows.
     runs: Vec<(Option<u64>, u64)>,
 }
 
@@ -171,7 +171,7 @@ fn data_of(record: &[u8], geometry: &Geometry) -> io::Result<Option<NtfsFile>> {
     let wrong = || broken("a file's runs are wrong");
     let len_bytes = bytes.get(48..56).map(|field| u64_at(field, 0)).ok_or_else(wrong)?;
     let mut rest = bytes.get(usize::from(u16_at(bytes, 32))..).ok_or_else(wrong)?;
-    let (mut runs, mut cluster) = (Vec::new(), 0_i64);
+    let (mut runs, mut cluster, mut total) = (Vec::new(), 0_i64, 0_u64);
     while let Some(sizes) = rest.first().copied().filter(|sizes| *sizes != 0) {
         let (len_size, place_size) = (usize::from(sizes & 15), usize::from(sizes >> 4));
         if !(1..=8).contains(&len_size) || place_size > 8 || runs.len() >= MOST_RUNS {
@@ -184,9 +184,13 @@ fn data_of(record: &[u8], geometry: &Geometry) -> io::Result<Option<NtfsFile>> {
             0 => None,
             _ => {
                 cluster = cluster.checked_add(signed(place)).ok_or_else(wrong)?;
-                Some(geometry.place(u64::try_from(cluster).map_err(|_| wrong())?)?)
+                let at = geometry.place(u64::try_from(cluster).map_err(|_| wrong())?)?;
+                at.checked_add(len).ok_or_else(wrong)?;
+                Some(at)
             }
         };
+        // Who reads adds these up.
+        total = total.checked_add(len).ok_or_else(wrong)?;
         runs.push((at, len));
         rest = &rest[1 + len_size + place_size..];
     }

@@ -8,6 +8,7 @@ use crate::disks;
 use crate::error::LabError;
 use crate::failure::{FAILED, Failure, NOT_AVAILABLE};
 use crate::faults::Fault;
+use crate::files_of_disks::is_worked_on;
 use crate::host::Tx;
 use crate::paths::WinPath;
 use crate::security;
@@ -88,7 +89,7 @@ fn start_refusal(tx: &Tx<'_>, vm: &Vm) -> Result<Option<Failure>, LabError> {
             }
         };
         for file in &chain {
-            if tx.store.is_held(file)? {
+            if tx.store.is_held(file)? || is_worked_on(tx, file) {
                 return refuse(format!("attachment {:?} is in use by another process. (0x80070020)", file.as_str()));
             }
         }

@@ -68,6 +68,27 @@ impl Storage {
         self.settings.iter().find(|settings| settings.serial == serial)
     }
 
+    /// Whether a folder is to show a volume that is not there: it can be neither made nor followed then.
+    pub(crate) fn is_dangling(&self, folder: &WinPath) -> bool {
+        self.settings.iter().any(|settings| {
+            let is_here = !settings.is_offline && self.disks().any(|(_, disk)| disk.serial == settings.serial);
+            settings.folders.contains(folder) && !is_here
+        })
+    }
+
+    /// A folder that is removed shows nothing any more.
+    pub(crate) fn forget_folder(&mut self, folder: &WinPath) {
+        self.settings.iter_mut().for_each(|settings| settings.folders.retain(|known| known != folder));
+    }
+
+    /// After a restart of the host: the service is started by hand, sessions are not persistent, portals are. What they
+    /// told of is not known before they are asked again.
+    pub(crate) fn restart(&mut self) {
+        self.initiator_runs = false;
+        self.sessions.clear();
+        self.portals.iter_mut().for_each(|portal| portal.targets.clear());
+    }
+
     pub(crate) fn settings_mut(&mut self, serial: &str) -> Option<&mut DiskSettings> {
         self.settings.iter_mut().find(|settings| settings.serial == serial)
     }

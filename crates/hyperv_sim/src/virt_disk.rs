@@ -12,6 +12,7 @@ use crate::answers::{self, Question, is_disk};
 use crate::disks;
 use crate::error::LabError;
 use crate::faults::{self, Fault};
+use crate::files_of_disks::is_worked_on;
 use crate::host::{LabHost, Tx};
 use crate::paths::WinPath;
 use crate::state::Power;
@@ -85,14 +86,14 @@ impl VirtDisk for LabVirtDisk {
     }
 }
 
-/// Whether a file may be opened: not while it is written by a running VM or by a merge. The error is the code to return.
+/// Whether a file may be opened: not while it is written by a running VM, a merge or another job. The error is the code to return.
 pub(crate) fn check_openable(tx: &Tx<'_>, file: &WinPath) -> Result<(), u32> {
     let is_written = tx.vms.iter().any(|vm| {
         let is_awake = matches!(vm.power, Power::Running | Power::Paused);
         is_awake && vm.active.disks.iter().any(|disk| disk.file == *file)
     });
     let is_merged = tx.merges.iter().any(|merge| !merge.blocked && (merge.child == *file || merge.parent == *file));
-    if is_written || is_merged { Err(SHARING_VIOLATION) } else { Ok(()) }
+    if is_written || is_merged || is_worked_on(tx, file) { Err(SHARING_VIOLATION) } else { Ok(()) }
 }
 
 /// What a breakdown of the lab looks like through this door.

@@ -93,9 +93,11 @@ fn a_login_needs_the_service_the_portal_and_the_secret() {
     let wrong = TargetLogin { secret: "other-letters".into(), ..login.clone() };
     assert_eq!(code(host.connect_target(&wrong)), 0xEFFF_0009);
     let short = TargetLogin { secret: "short".into(), ..login.clone() };
-    assert_eq!(code(host.connect_target(&short)), 5, "Windows wants 12 to 16 characters");
+    let error = host.connect_target(&short).unwrap_err().to_string();
+    assert!(error.contains("returned 5 (invalid parameter)"), "Windows wants 12 to 16 characters: {error}");
     let other = TargetLogin { target: "iqn.2026-01.test:other".into(), ..login.clone() };
-    assert!(matches!(host.connect_target(&other), Err(Error::Missing { .. })));
+    let error = host.connect_target(&other).unwrap_err().to_string();
+    assert!(error.ends_with("does not list it"), "{error}");
     host.connect_target(&login).unwrap();
     host.connect_target(&login).unwrap();
     assert_eq!(host.target_sessions(TARGET).unwrap().len(), 1);
@@ -244,4 +246,83 @@ fn only_the_same_content_becomes_the_parent_and_a_merge_gives_one_file() {
     assert_eq!(bytes, [7; 512]);
     merged.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [0xA0; 512]);
+}
+
+#[test]
+fn a_job_holds_its_files_until_it_ends() {
+    let desk = desk(LabOptions::default());
+    desk.shown();
+    let (child, base, same) = (r"C:\VMs\child.vhdx", format!(r"{FOLDER}\disk0.vhdx"), r"C:\VMs\same.vhdx");
+    desk.host.create_child_disk(child, &base).unwrap();
+    std::fs::copy(desk.dir.path().join("160.vhdx"), desk.lab.host_file(same).unwrap()).unwrap();
+    desk.host.set_parent_disk(child, same).unwrap();
+    let service = desk.host.seam().wmi.query(Namespace::Virtualization, "SELECT * FROM Msvm_ImageManagementService");
+    let service = service.unwrap().remove(0).path.unwrap();
+    let text = |text: &str| CimValue::String(text.into());
+    let parameters = [("SourcePath", text(child)), ("DestinationPath", text(same))];
+    // Whoever asked does not wait for the end.
+    let wmi = &desk.host.seam().wmi;
+    let asked = wmi.call(Namespace::Virtualization, &service, "MergeVirtualHardDisk", &parameters).unwrap();
+    assert_eq!(asked.return_value, 4096);
+    let files = &desk.host.seam().files;
+    for file in [child, same] {
+        assert!(files.open_read(file).is_err_and(|error| hyperv::is_sharing_violation(&error)), "{file}");
+        assert!(files.writes().unwrap().remove_file(file).is_err(), "{file}");
+    }
+    let busy = desk.host.merge_disk(child, same).unwrap_err();
+    assert_eq!(busy.kind(), hyperv::ErrorKind::Busy, "{busy}");
+    desk.lab.clock().sleep(Duration::from_secs(60));
+    desk.host.merge_disk(child, same).unwrap();
+    assert!(files.open_read(same).is_ok());
+}
+
+#[test]
+fn a_restart_of_the_host_ends_sessions_and_leaves_a_mount_point_without_its_volume() {
+    let desk = desk(LabOptions::default());
+    desk.shown();
+    let writes = desk.host.seam().files.writes().unwrap();
+    desk.lab.add_vm("web", &[DiskSource::Empty { size_bytes: MIB }], VmOptions::default()).unwrap();
+    desk.lab.restart_host().unwrap();
+    assert_eq!(desk.host.find_vm("web").unwrap().state, hyperv::VmState::Off);
+    assert_eq!(desk.disk(), None);
+    assert!(desk.host.target_sessions(TARGET).unwrap().is_empty());
+    assert!(desk.host.knows_portal(&desk.portal()).unwrap(), "portals are persistent");
+    assert!(!desk.host.initiator_service().unwrap().unwrap().is_running());
+    let error = writes.create_folder(FOLDER).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "it can be neither made nor followed");
+    // The volume is shown where it was as soon as its disk is back.
+    desk.connected();
+    assert!(desk.host.seam().files.open_read(&format!(r"{FOLDER}\disk0.vhdx")).is_ok());
+    writes.create_folder(FOLDER).unwrap();
+
+    desk.lab.restart_host().unwrap();
+    assert!(writes.remove_empty_folder(FOLDER).unwrap());
+    writes.create_folder(FOLDER).unwrap();
+    desk.connected();
+    assert!(desk.host.seam().files.open_read(&format!(r"{FOLDER}\disk0.vhdx")).is_err(), "it was forgotten");
+}
+
+/// As Windows looks for parents: a chain that was copied elsewhere is read from there.
+#[test]
+fn the_path_that_begins_at_the_child_comes_first() {
+    let desk = desk(LabOptions::default());
+    desk.shown();
+    let base = format!(r"{FOLDER}\disk0.vhdx");
+    desk.lab
+        .add_vm("web", &[DiskSource::Empty { size_bytes: MIB }], VmOptions { running: false, ..VmOptions::default() })
+        .unwrap();
+    let vm = desk.host.find_vm("web").unwrap();
+    let writes = desk.host.seam().files.writes().unwrap();
+    writes.create_folder(r"C:\VMs\one").unwrap();
+    writes.create_folder(r"C:\VMs\two").unwrap();
+    desk.host.create_child_disk(r"C:\VMs\one\child.vhdx", &base).unwrap();
+    desk.host.create_child_disk(r"C:\VMs\one\leaf.vhdx", r"C:\VMs\one\child.vhdx").unwrap();
+    for name in ["child", "leaf"] {
+        let file = |folder: &str| desk.lab.host_file(&format!(r"C:\VMs\{folder}\{name}.vhdx")).unwrap();
+        std::fs::copy(file("one"), file("two")).unwrap();
+    }
+    let leaf = r"C:\VMs\two\leaf.vhdx";
+    desk.host.replace_disk_file(&vm, &vm.disks[0].instance_id, leaf).unwrap();
+    let chain = desk.host.find_vm("web").unwrap().disks.remove(0).chain;
+    assert_eq!(chain, [leaf.to_owned(), r"C:\VMs\two\child.vhdx".to_owned(), base]);
 }

@@ -92,7 +92,7 @@ impl HypervKeeper<'_> {
         };
         drop(copying);
         let wanted = Wanted::read(&self.folder).attempt(what, &*on)?;
-        let Self { folder, session, transport, vm, .. } = self;
+        let Self { folder, session, transport, mut vm, .. } = self;
         match ending {
             Ending::Stopped => {}
             Ending::Finished => {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BackupError;
 use crate::restore_vm::Scratch;
-use crate::state::{HostState, VmLock, sync_folder_of, write_durably};
+use crate::state::{HostState, VmLock, documents_in, sync_folder_of, write_durably};
 
 /// Folder of the journals in the state folder.
 const FOLDER: &str = "instant";
@@ -46,6 +46,7 @@ pub(crate) struct InstantJournal {
     /// Id of the VM, once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) made: Option<String>,
+    #[serde(default)]
     pub(crate) is_to_run: bool,
 }
 
@@ -67,6 +68,8 @@ pub enum InstantStage {
     Running,
     /// It is being put on local files.
     Finishing,
+    /// Its operator gave it up: it is taken back, whatever its guest wrote.
+    Discarding,
 }
 
 /// A disk of a VM that runs from a point.
@@ -74,8 +77,6 @@ pub enum InstantStage {
 pub struct InstantDisk {
     /// Its number in the point.
     pub number: u32,
-    /// `InstanceID` of the disk in the stored definition: its slot.
-    pub instance_id: String,
     /// The base: a file on the volume.
     pub base: String,
     /// The VM's disk, which the guest writes into.
@@ -101,32 +102,55 @@ pub(crate) enum DiskStep {
     Reparenting,
     /// It is.
     OnLocal,
-    /// The child is merged into the copy, and the copy becomes the VM's disk.
+    /// The child is merged into the copy.
     Merging,
+    /// It was, and the copy becomes the VM's disk.
+    Exchanging,
     /// There is no child any more.
     Done,
 }
 
 impl HostState {
     pub(crate) fn instant_journals(&self) -> Result<Vec<InstantJournal>, BackupError> {
-        let folder = self.dir().join(FOLDER);
-        let failed = || BackupError::state("list the journals of instant sessions in", &folder);
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed()(error)),
-        };
         let mut journals = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(failed())?.path();
-            if path.extension().is_some_and(|extension| extension == "json")
-                && let Some(session) = path.file_stem().and_then(|stem| stem.to_str())
-            {
+        for path in self.instant_documents()? {
+            if let Some(session) = path.file_stem().and_then(|stem| stem.to_str()) {
                 journals.extend(self.instant_journal(session)?);
             }
         }
         journals.sort_by(|a: &InstantJournal, b| (a.started, &a.session).cmp(&(b.started, &b.session)));
         Ok(journals)
+    }
+
+    /// The session whose VM has this id. A journal that cannot be read as a whole, as of another version, still tells
+    /// that; one that does not even do so keeps no VM from its backup.
+    pub(crate) fn instant_session_of(&self, vm_id: &str) -> Result<Option<String>, BackupError> {
+        #[derive(Deserialize)]
+        struct Named {
+            session: String,
+            made: Option<String>,
+        }
+        for path in self.instant_documents()? {
+            let json = match std::fs::read(&path) {
+                Ok(json) => json,
+                // It has just ended.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(BackupError::state("read the journal", &path)(error)),
+            };
+            match serde_json::from_slice::<Named>(&json) {
+                Ok(Named { session, made: Some(id) }) if id.eq_ignore_ascii_case(vm_id) => return Ok(Some(session)),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the journal of an instant session does not say of which VM it is");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn instant_documents(&self) -> Result<Vec<PathBuf>, BackupError> {
+        let folder = self.dir().join(FOLDER);
+        documents_in(&folder).map_err(BackupError::state("list the journals of instant sessions in", &folder))
     }
 
     pub(crate) fn instant_journal(&self, session: &str) -> Result<Option<InstantJournal>, BackupError> {
@@ -158,6 +182,12 @@ impl HostState {
 
     pub(crate) fn lock_instant(&self, session: &str) -> Result<VmLock, BackupError> {
         self.lock(&self.instant_path(session)?.with_extension("lock"), &format!("instant session {session}"))
+    }
+
+    /// Whether a process works on it.
+    pub(crate) fn is_instant_locked(&self, session: &str) -> Result<bool, BackupError> {
+        let lock = self.instant_path(session)?.with_extension("lock");
+        crate::is_held(&lock).map_err(BackupError::state("look at the lock", &lock))
     }
 
     fn instant_path(&self, session: &str) -> Result<PathBuf, BackupError> {

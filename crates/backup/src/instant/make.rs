@@ -11,7 +11,7 @@ use super::{InstantDisk, InstantStage, InstantVm};
 use crate::commit::timestamp;
 use crate::restore_vm::{
     ImportFiles, RestoreContext, RestorePlan, RestoreRequest, Scratch, import_files, join, missing_above, on_target,
-    plan_restore, registered, remove_scratch, when_idle, writes_of,
+    plan_restore, registered, remove_scratch, when_free, when_idle, writes_of,
 };
 use crate::{BackupError, Event, Point};
 
@@ -51,14 +51,13 @@ impl<'a> InstantVm<'a> {
         let directory = plan.wanted.data_root.clone();
         let mount = join(&directory, MOUNT);
         let mut disks = Vec::new();
-        for (disk, wanted) in plan.disks.iter().zip(&plan.wanted.disks) {
+        for disk in &plan.disks {
             let described = plan.description.disks.iter().find(|one| one.number == disk.number);
             let described = described.ok_or_else(|| plan.point.broken(format!("it has no disk {}", disk.number)))?;
             let object = plan.point.open_disk(context.repo, described)?;
             let stem = disk.path.strip_suffix(".vhdx").unwrap_or(&disk.path);
             disks.push(InstantDisk {
                 number: disk.number,
-                instance_id: wanted.instance_id.clone(),
                 base: join(&mount, &format!("disk{}.vhdx", disk.number)),
                 child: format!("{stem}-since-restore.vhdx"),
                 local: disk.path.clone(),
@@ -164,7 +163,10 @@ pub(super) fn attach(vm: &mut InstantVm<'_>, login: &TargetLogin) -> Result<(), 
         vm.save()?;
     }
     let mount = vm.journal.mount.clone();
-    writes.create_folder(&mount).map_err(on_target(&mount))?;
+    // After a restart of the host it is a mount point whose volume is away, which can be neither made nor followed.
+    if writes.local_path(&mount).map_err(on_target(&mount))?.symlink_metadata().is_err() {
+        writes.create_folder(&mount).map_err(on_target(&mount))?;
+    }
     host.add_portal(&login.portal).map_err(vm.failed("make the portal known for the volume"))?;
     host.connect_target(login).map_err(vm.failed("log in for the volume"))?;
     let disk = host.wait_for_host_disk(&vm.journal.serial, DISK_WITHIN).map_err(vm.failed("find the volume"))?;
@@ -178,12 +180,14 @@ pub(super) fn attach(vm: &mut InstantVm<'_>, login: &TargetLogin) -> Result<(), 
 
 pub(super) fn start(vm: &mut InstantVm<'_>) -> Result<(), BackupError> {
     let now = vm.vm()?.ok_or_else(|| gone(vm))?;
-    if now.state != VmState::Running {
+    // A VM that is paused, or waits for its disks, holds its files open; they were looked at when it was started.
+    if matches!(now.state, VmState::Off | VmState::Saved) {
         check_bases(vm)?;
     }
     vm.journal.is_to_run = true;
     vm.save()?;
-    when_idle(vm.host, || vm.host.start_vm(&now)).map_err(vm.failed("start the disks"))
+    let attempt = BackupError::host(format!("start VM {}", vm.journal.vm_name));
+    when_idle(vm.host, || vm.host.start_vm(&now)).map_err(attempt)
 }
 
 /// Every child was made for the base of its own disk, and that is what it will find.
@@ -225,9 +229,9 @@ pub(super) fn check_child(host: &Host, disk: &InstantDisk) -> Result<(), BackupE
     Err(on_target(&disk.child)(std::io::Error::other(text)))
 }
 
-/// What a VHDX file of the host says of itself.
+/// What a VHDX file of the host says of itself. A job that a killed process has started may hold it for a while.
 pub(super) fn file_info(host: &Host, path: &str) -> Result<FileInfo, BackupError> {
-    let file = host.seam().files.open_read(path).map_err(on_target(path))?;
+    let file = when_free(host, || host.seam().files.open_read(path)).map_err(on_target(path))?;
     let opened = VhdxFile::open(Arc::from(file));
     Ok(opened.map_err(|error| on_target(path)(std::io::Error::other(error)))?.info())
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::BackupError;
-use crate::state::{HostState, VmLock, write_durably};
+use crate::state::{HostState, VmLock, documents_in, write_durably};
 
 /// Folder of the journals in the state folder.
 const FOLDER: &str = "restores";
@@ -142,18 +142,10 @@ impl HostState {
     /// Journals of all restores, oldest first.
     pub(crate) fn restore_journals(&self) -> Result<Vec<RestoreJournal>, BackupError> {
         let folder = self.dir().join(FOLDER);
-        let failed = || BackupError::state("list the journals of restores in", &folder);
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed()(error)),
-        };
+        let documents =
+            documents_in(&folder).map_err(BackupError::state("list the journals of restores in", &folder))?;
         let mut journals: Vec<RestoreJournal> = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(failed())?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
+        for path in documents {
             let json = match std::fs::read(&path) {
                 Ok(json) => json,
                 // Its restore has just ended.

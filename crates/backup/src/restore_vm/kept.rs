@@ -10,7 +10,7 @@ use super::make::{on_target, remove_configuration};
 use super::writes_of;
 use crate::BackupError;
 use crate::commit::timestamp;
-use crate::state::{HostState, sync_folder_of, write_durably};
+use crate::state::{HostState, documents_in, sync_folder_of, write_durably};
 
 /// Folder of the records in the state folder.
 const FOLDER: &str = "kept";
@@ -62,18 +62,9 @@ impl KeptVm {
 /// The VMs that are kept, those that go first in front.
 pub fn kept_vms(state: &HostState) -> Result<Vec<KeptVm>, BackupError> {
     let folder = state.dir().join(FOLDER);
-    let failed = || BackupError::state("list the records of kept VMs in", &folder);
-    let entries = match std::fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed()(error)),
-    };
+    let documents = documents_in(&folder).map_err(BackupError::state("list the records of kept VMs in", &folder))?;
     let mut kept: Vec<KeptVm> = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed())?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in documents {
         let attempt = "read the record of a kept VM";
         let json = std::fs::read(&path).map_err(BackupError::state(attempt, &path))?;
         let record = serde_json::from_slice(&json);

@@ -410,6 +410,12 @@ fn stays_whole(vm: &Vm, context: &RestoreContext<'_>) -> Result<Vec<RestoreObsta
     if let Some(disk) = vm.unreadable_disks.first() {
         block(format!("Its disk {} cannot be read: {}.", disk.path, disk.problem), &["remove the VM by hand"]);
     }
+    if let Some(what_to_do) = crate::instant::is_instant(context.state, vm.id.as_str())? {
+        block(
+            format!("It cannot step aside: {what_to_do}."),
+            &["finish or discard its instant session", "restore beside it: leave out --replace"],
+        );
+    }
     let id: &VmId = &vm.id;
     if let Ok(Some(role)) = context.host.clustered_vm(id) {
         let why = format!("It is a role of the cluster, on node {}.", role.owner_node);
@@ -418,7 +424,7 @@ fn stays_whole(vm: &Vm, context: &RestoreContext<'_>) -> Result<Vec<RestoreObsta
     Ok(found)
 }
 
-pub(super) fn has_extension(name: &str, extension: &str) -> bool {
+pub(crate) fn has_extension(name: &str, extension: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
 }
 

@@ -1,11 +1,12 @@
 //! From the journal of a restore that did not end to a host without anything of it.
 
+use std::io;
 use std::time::Duration;
 
-use hyperv::seam::{HostWrites, ObjectPath};
-use hyperv::{ErrorKind, Host, VmId, VmState};
+use hyperv::seam::ObjectPath;
+use hyperv::{ErrorKind, Host, VmId, VmState, is_sharing_violation};
 
-use super::journal::{RestoreJournal, Stage, Work};
+use super::journal::{RestoreJournal, Scratch, Stage, Work};
 use super::make::{CONFIGURATION, finish, on_target, remove_scratch};
 use super::place::join;
 use super::plan::has_extension;
@@ -84,43 +85,71 @@ pub(super) fn undo(host: &Host, state: &HostState, journal: &mut RestoreJournal)
     if let Some(former) = work.former.clone() {
         done.extend(replace::put_back(host, work, &former)?);
     }
-    let writes = writes_of(host)?;
-    remove_scratch(writes, &work.scratch)?;
-    remove_all_configurations(writes, &work.directory)?;
-    for file in &work.files {
-        for file in [format!("{file}.partial"), file.clone()] {
-            writes.remove_file(&file).map_err(on_target(&file))?;
-        }
-    }
-    // Folders that the host made in the VM's own.
-    for folder in ["Virtual Machines", "Snapshots", "Planned Virtual Machines"] {
-        let folder = join(&work.directory, folder);
-        writes.remove_empty_folder(&folder).map_err(on_target(&folder))?;
-    }
-    for folder in work.folders.iter().rev() {
-        // One in which others have put something stays.
-        writes.remove_empty_folder(folder).map_err(on_target(folder))?;
-    }
+    let folder = FolderOfVm {
+        directory: &work.directory,
+        folders: &work.folders,
+        scratch: &work.scratch,
+        files: work.files.clone(),
+    };
+    folder.remove(host)?;
     done.push(format!("removed what a restore of {} had written before it was cut off", journal.vm_name));
     state.remove_restore(&journal.restore_id)?;
     Ok(done)
 }
 
-/// A host may leave the configuration of a VM that was taken off it. Everything in the restore's folder is the restore's.
-pub(crate) fn remove_all_configurations(writes: &dyn HostWrites, directory: &str) -> Result<(), BackupError> {
-    let folder = join(directory, "Virtual Machines");
-    let local = writes.local_path(&folder).map_err(on_target(&folder))?;
+/// A folder that is a VM's alone, and what was put into it. Configurations in it are the VM's, whoever wrote them.
+pub(crate) struct FolderOfVm<'a> {
+    pub(crate) directory: &'a str,
+    /// Folders that were made, outermost first; those above it too.
+    pub(crate) folders: &'a [String],
+    /// What served the import.
+    pub(crate) scratch: &'a Scratch,
+    /// Disks; while they are written, with another ending.
+    pub(crate) files: Vec<String>,
+}
+
+impl FolderOfVm<'_> {
+    /// Removes all of it; the VM is off the host already. Gives the folders of the VM that others have put something
+    /// into, which stay.
+    pub(crate) fn remove(&self, host: &Host) -> Result<Vec<String>, BackupError> {
+        let writes = writes_of(host)?;
+        remove_scratch(writes, self.scratch)?;
+        for file in self.files.iter().flat_map(|file| [format!("{file}.partial"), file.clone()]) {
+            when_free(host, || writes.remove_file(&file)).map_err(on_target(&file))?;
+        }
+        // Folders that the host made, with the configuration that it may leave of a VM and of its checkpoints.
+        for folder in ["Virtual Machines", "Snapshots", "Planned Virtual Machines"] {
+            let folder = join(self.directory, folder);
+            let is_configuration = |name: &str| CONFIGURATION.iter().any(|extension| has_extension(name, extension));
+            remove_files_in(host, &folder, is_configuration)?;
+            writes.remove_empty_folder(&folder).map_err(on_target(&folder))?;
+        }
+        let mut stayed = Vec::new();
+        for folder in self.folders.iter().rev() {
+            let is_gone = writes.remove_empty_folder(folder).map_err(on_target(folder))?;
+            if !is_gone && folder.starts_with(self.directory) {
+                stayed.push(folder.clone());
+            }
+        }
+        Ok(stayed)
+    }
+}
+
+/// Removes the files of a folder whose names are ours. No folder is none.
+pub(crate) fn remove_files_in(host: &Host, folder: &str, is_ours: impl Fn(&str) -> bool) -> Result<(), BackupError> {
+    let writes = writes_of(host)?;
+    let local = writes.local_path(folder).map_err(on_target(folder))?;
     let entries = match std::fs::read_dir(local) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(on_target(&folder)(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(on_target(folder)(error)),
     };
     for entry in entries {
-        let name = entry.map_err(on_target(&folder))?.file_name();
+        let name = entry.map_err(on_target(folder))?.file_name();
         let name = name.to_string_lossy();
-        if CONFIGURATION.iter().any(|extension| has_extension(&name, extension)) {
-            let file = join(&folder, &name);
-            writes.remove_file(&file).map_err(on_target(&file))?;
+        if is_ours(&name) {
+            let file = join(folder, &name);
+            when_free(host, || writes.remove_file(&file)).map_err(on_target(&file))?;
         }
     }
     Ok(())
@@ -133,10 +162,19 @@ pub(crate) fn remove_when_idle(host: &Host, path: &ObjectPath) -> Result<(), hyp
 
 /// Does something to a VM. A job that a killed process has started may still be at work on it; that is waited for.
 pub(crate) fn when_idle(host: &Host, act: impl Fn() -> Result<(), hyperv::Error>) -> Result<(), hyperv::Error> {
+    patiently(host, |error: &hyperv::Error| error.kind() == ErrorKind::Busy, act)
+}
+
+/// The same for a file, which such a job may hold.
+pub(crate) fn when_free<T>(host: &Host, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    patiently(host, is_sharing_violation, act)
+}
+
+fn patiently<T, E>(host: &Host, is_busy: impl Fn(&E) -> bool, act: impl Fn() -> Result<T, E>) -> Result<T, E> {
     let mut tries = 0;
     loop {
         match act() {
-            Err(error) if error.kind() == ErrorKind::Busy && tries < MOST_TRIES => {
+            Err(error) if is_busy(&error) && tries < MOST_TRIES => {
                 tries += 1;
                 host.seam().clock.sleep(BETWEEN_TRIES);
             }

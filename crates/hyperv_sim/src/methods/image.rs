@@ -9,6 +9,7 @@ use crate::builder::Builder;
 use crate::disks;
 use crate::embedded;
 use crate::error::LabError;
+use crate::files_of_disks::is_worked_on;
 use crate::host::Tx;
 use crate::paths::WinPath;
 use crate::provider::Inputs;
@@ -17,6 +18,8 @@ use crate::virt_disk::check_openable;
 
 /// Ranges that one answer holds at most.
 const MAX_RANGES: usize = 256;
+/// `System is in use`: another job works on the file.
+const IN_USE: u32 = crate::failure::IN_USE as u32;
 
 /// `GetVirtualHardDiskSettingData`; it works while the VM runs.
 pub(super) fn setting_data(tx: &Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
@@ -120,8 +123,11 @@ pub(super) fn create(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, L
         return Ok(answer(super::NOT_SUPPORTED));
     }
     let path = |name| WinPath::new(settings.get(name).as_str().unwrap_or_default());
-    let action = Action::CreateChild { child: path("Path"), parent: path("ParentPath") };
-    start(tx, "", "CreateVirtualHardDisk", action, None)
+    let (child, parent) = (path("Path"), path("ParentPath"));
+    if is_worked_on(tx, &child) {
+        return Ok(answer(IN_USE));
+    }
+    start(tx, "", "CreateVirtualHardDisk", Action::CreateChild { child, parent }, None)
 }
 
 /// `SetParentVirtualHardDisk`.
@@ -131,15 +137,21 @@ pub(super) fn set_parent(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutpu
         return Ok(answer(super::NOT_SUPPORTED));
     }
     let path = |name| WinPath::new(inputs.text(name));
-    let action = Action::SetParent { child: path("ChildPath"), parent: path("ParentPath") };
-    start(tx, "", "SetParentVirtualHardDisk", action, None)
+    let (child, parent) = (path("ChildPath"), path("ParentPath"));
+    if is_worked_on(tx, &child) || is_worked_on(tx, &parent) {
+        return Ok(answer(IN_USE));
+    }
+    start(tx, "", "SetParentVirtualHardDisk", Action::SetParent { child, parent }, None)
 }
 
 /// `MergeVirtualHardDisk`, of a child into its own parent.
 pub(super) fn merge(tx: &mut Tx<'_>, inputs: &Inputs) -> Result<MethodOutput, LabError> {
     let path = |name| WinPath::new(inputs.text(name));
-    let action = Action::MergeFiles { child: path("SourcePath"), parent: path("DestinationPath") };
-    start(tx, "", "MergeVirtualHardDisk", action, None)
+    let (child, parent) = (path("SourcePath"), path("DestinationPath"));
+    if is_worked_on(tx, &child) || is_worked_on(tx, &parent) {
+        return Ok(answer(IN_USE));
+    }
+    start(tx, "", "MergeVirtualHardDisk", Action::MergeFiles { child, parent }, None)
 }
 
 /// The disk that `Path` names, or the value to return.
