@@ -48,6 +48,19 @@ impl Checks {
         Ok(())
     }
 
+    /// Does a check that is no command. A failure does not keep the next from running.
+    pub fn perform(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        heading(name);
+        let begun = Instant::now();
+        let result = check();
+        if let Err(why) = &result {
+            println!("{why:#}");
+        }
+        let check = Check { command: name.to_owned(), passed: result.is_ok(), time: begun.elapsed() };
+        println!("{}", check.line());
+        self.checks.push(check);
+    }
+
     /// Says what passed, what failed and what was skipped.
     pub fn finish(self) -> ExitCode {
         heading(&format!("summary after {}", seconds(self.begun.elapsed())));

@@ -1,4 +1,7 @@
-//! Debian packages of server and agent: `packaging/` with the programs in it, put together by `dpkg-deb`.
+//! Debian packages of server and agent: `packaging/` with the programs in it, put together by `dpkg-deb`. The agent's
+//! package for Windows is made in `msi`.
+
+pub mod msi;
 
 use std::fs;
 #[cfg(unix)]
@@ -11,6 +14,7 @@ use clap::Args;
 
 use crate::process::{find_program, output_of};
 use crate::report::heading;
+use crate::windows;
 use crate::workspace::Workspace;
 
 /// What is packaged, and from where.
@@ -23,6 +27,10 @@ pub struct Options {
     /// Package the development build, which is there sooner.
     #[arg(long)]
     dev: bool,
+
+    /// The agent for Windows, as an MSI, instead.
+    #[arg(long)]
+    windows: bool,
 }
 
 /// One package: where its files come from and go to.
@@ -68,6 +76,10 @@ enum Compression {
 /// Builds the programs and both packages.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
+    let out = options.out.clone().unwrap_or_else(|| workspace.target.join("packages"));
+    if options.windows {
+        return windows::package(&workspace, options.dev, &out);
+    }
     find_program("dpkg-deb").context("packages are put together by dpkg-deb, which is not installed")?;
     heading("building server and agent");
     let mut build = workspace.cargo();
@@ -76,7 +88,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let programs = workspace.target.join(if options.dev { "debug" } else { "release" });
-    let out = options.out.clone().unwrap_or_else(|| workspace.target.join("packages"));
     for package in &PACKAGES {
         let file = package.build(&workspace.root, &programs, &out, Compression::Xz)?;
         println!("{}", file.display());

@@ -3,19 +3,22 @@
 //! Everything of it lies in `windows` below the target folder: a build folder of its own, the Wine prefix, and the
 //! one library that Wine lacks. What cannot be had is a `SKIPPED` line, never a failure.
 
+mod msi;
 mod toolchain;
 mod wine;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::checks::Checks;
+use crate::package::msi::{MsiMaker, PROGRAM, ProductVersion};
 use crate::peers::{self, Install};
 use crate::report::heading;
-use crate::windows::toolchain::Toolchain;
-use crate::windows::wine::Prefix;
+use crate::windows::toolchain::{Profile, Toolchain};
+use crate::windows::wine::{Prefix, Running};
 use crate::workspace::Workspace;
 
 /// How the Windows half is tested.
@@ -32,6 +35,10 @@ pub struct Options {
     /// With optimisations, as it is shipped.
     #[arg(long, requires = "build")]
     release: bool,
+
+    /// Only build the agent, and install, upgrade and remove it as an MSI.
+    #[arg(long, conflicts_with = "build")]
+    msi: bool,
 
     /// Without the tests that take Wine minutes: what `cargo xtask test` runs.
     #[arg(long)]
@@ -101,6 +108,26 @@ pub fn gather(workspace: &Workspace) {
         Ok((toolchain, prefix)) => println!("{toolchain}\n{prefix}"),
         Err(why) => println!("SKIPPED windows: {why:#}"),
     }
+    if let Err(why) = MsiMaker::gather(workspace, Install::Missing) {
+        println!("SKIPPED msi: {why:#}");
+    }
+}
+
+/// Builds the agent and its MSI in the folder `out`.
+pub fn package(workspace: &Workspace, dev: bool, out: &Path) -> Result<ExitCode> {
+    let folder = workspace.target.join("windows");
+    let toolchain = Toolchain::gather(workspace, &folder, Install::Missing).context("find a compiler for Windows")?;
+    let maker = MsiMaker::gather(workspace, Install::Missing).context("find what makes packages for Windows")?;
+    heading("building the agent for Windows");
+    let profile = if dev { Profile::Dev } else { Profile::Release };
+    let mut build = toolchain.cargo(workspace, "build");
+    build.args(["--package", "agent"]).args((!dev).then_some("--release"));
+    if !build.status().context("start cargo")?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let file = maker.make(&toolchain.built(profile, PROGRAM), ProductVersion::of_workspace()?, out)?;
+    println!("{}", file.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds, tests, and says how it went.
@@ -135,6 +162,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     println!("{prefix}");
     let running = prefix.start()?;
+    if options.msi {
+        checks.run(toolchain.cargo(&workspace, "build").args(["--package", "agent"]))?;
+        check_msi(&workspace, install, &running, &toolchain, &mut checks);
+        running.stop()?;
+        return Ok(checks.finish());
+    }
     let mut test = toolchain.cargo(&workspace, "test");
     running.export(&mut test);
     // Peers are programs of this machine, which tests in Wine cannot drive.
@@ -149,10 +182,25 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
         test.args(["--no-fail-fast", "--", "--show-output"]);
         checks.run(&mut test)?;
-        checks.run(running.program(&toolchain.built("e3-backup-agent.exe")).arg("--version"))?;
+        checks.run(running.program(&toolchain.built(Profile::Dev, PROGRAM)).arg("--version"))?;
+        check_msi(&workspace, install, &running, &toolchain, &mut checks);
     } else {
         checks.run(test.args(&options.tests))?;
     }
     running.stop()?;
     Ok(checks.finish())
+}
+
+fn check_msi(workspace: &Workspace, install: Install, running: &Running, toolchain: &Toolchain, checks: &mut Checks) {
+    match MsiMaker::gather(workspace, install) {
+        Ok(maker) => {
+            let program = toolchain.built(Profile::Dev, PROGRAM);
+            checks.perform("the agent's MSI", || msi::check(&maker, running, &program));
+        }
+        Err(why) => {
+            let line = format!("SKIPPED msi: {why:#}");
+            println!("{line}");
+            checks.does_without(&[line]);
+        }
+    }
 }

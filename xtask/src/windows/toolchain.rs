@@ -33,6 +33,14 @@ pub struct Toolchain {
     target_dir: PathBuf,
 }
 
+/// How a program is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Dev,
+    /// As it is shipped.
+    Release,
+}
+
 enum Source {
     /// The cargo that runs us has the target's standard library.
     Present,
@@ -83,8 +91,12 @@ impl Toolchain {
     }
 
     /// Where a program of that name is after a build.
-    pub fn built(&self, name: &str) -> PathBuf {
-        self.target_dir.join(TARGET).join("debug").join(name)
+    pub fn built(&self, profile: Profile, name: &str) -> PathBuf {
+        let folder = match profile {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        };
+        self.target_dir.join(TARGET).join(folder).join(name)
     }
 }
 

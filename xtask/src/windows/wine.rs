@@ -131,6 +131,11 @@ impl Running {
         command
     }
 
+    /// The folder that is drive C here.
+    pub fn drive(&self) -> PathBuf {
+        self.prefix.path.join("drive_c")
+    }
+
     /// Ends everything that runs in the prefix.
     pub fn stop(mut self) -> Result<()> {
         self.end()

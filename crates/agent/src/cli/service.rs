@@ -24,6 +24,9 @@ Examples:
         /// Start it, too
         #[arg(long)]
         start: bool,
+        /// The same where it is enrolled or configured; elsewhere its start would only fail (what the MSI gives)
+        #[arg(long, conflicts_with = "start", hide = true)]
+        start_if_ready: bool,
     },
     /// Start it
     #[command(after_help = SERVICE_EXAMPLES)]

@@ -108,7 +108,17 @@ fn run_managed(
     Ok(())
 }
 
-/// Whether [`run`] would start with the configuration as it is.
+/// Whether [`run`] would start: with an enrolment only the host of the configuration counts.
+#[cfg(windows)]
+pub fn check_start(global: &Global) -> Result<(), Failure> {
+    let context = Context::new(global.clone())?;
+    match Enrolment::load(&state_dir(context.host_selector()?)?)? {
+        Some(_) => Ok(()),
+        None => check(&context),
+    }
+}
+
+/// Whether the configuration is enough for a host that is not enrolled.
 pub fn check_configuration(global: &Global) -> Result<(), Failure> {
     check(&Context::new(global.clone())?)
 }

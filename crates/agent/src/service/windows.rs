@@ -16,7 +16,8 @@ use crate::outcome::Outcome;
 /// `service …`, but for `status`.
 pub fn run(global: &Global, command: &ServiceCommand) -> Result<Outcome, Failure> {
     match command {
-        ServiceCommand::Install { start } => manager::install(*start),
+        ServiceCommand::Install { start_if_ready: true, .. } => manager::install_for_package(global),
+        ServiceCommand::Install { start, .. } => manager::install(*start),
         ServiceCommand::Start => manager::start(),
         ServiceCommand::Stop => manager::stop(),
         ServiceCommand::Pause => manager::pause(),

@@ -9,8 +9,9 @@ use windows_service::service::{
 };
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
-use super::super::NAME;
+use super::super::{NAME, agent};
 use super::{event_log, folders};
+use crate::cli::Global;
 use crate::failure::{Attempt as _, Code, Failure};
 use crate::outcome::Outcome;
 use crate::output::{line, note};
@@ -65,6 +66,16 @@ pub fn install(start_it: bool) -> Result<Outcome, Failure> {
     }
     note("next       put `repository`, `host` and jobs into the machine's config.toml, then `service start`");
     Ok(Outcome::DONE)
+}
+
+/// The same as a package does it: started where it has something to do. What keeps it from starting is no reason to take
+/// the program away again, so it is only said, here and in the event log.
+pub fn install_for_package(global: &Global) -> Result<Outcome, Failure> {
+    let installed = install(false)?;
+    if let Err(failure) = agent::check_start(global).and_then(|()| start().map(drop)) {
+        note(&format!("not started: {failure}"));
+    }
+    Ok(installed)
 }
 
 fn configure(service: &Service) -> windows_service::Result<()> {

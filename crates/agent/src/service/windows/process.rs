@@ -76,7 +76,7 @@ fn service_main(_arguments: Vec<OsString>) {
     };
     report(handle, ServiceState::StartPending, 0, ServiceExitCode::NO_ERROR);
     // Before it counts as running: whoever starts it is told.
-    if let Err(failure) = agent::check_configuration(&global) {
+    if let Err(failure) = agent::check_start(&global) {
         log.tell(EventKind::Problem, &failure.to_string());
         return report(handle, ServiceState::Stopped, 0, ServiceExitCode::ServiceSpecific(failure.exit().into()));
     }
