@@ -159,7 +159,10 @@ impl Machine<'_> {
         let told = self.agent(&["--version"])?;
         ensure!(told.contains(env!("CARGO_PKG_VERSION")), "the installed program calls itself {told:?}");
         let products = self.products()?;
-        ensure!(products.len() == 1 && products[0].1 == version.to_string(), "installed are {products:?}");
+        ensure!(
+            products.len() == 1 && products[0].1 == format!("{version} of e3 project"),
+            "installed are {products:?}"
+        );
 
         let service = self.registry(SERVICE)?.context("the service is not registered")?;
         for (name, expected) in [
@@ -257,7 +260,7 @@ impl Machine<'_> {
         state.map(str::to_owned).with_context(|| format!("sc said {said:?}"))
     }
 
-    /// Code and version of every product that is our agent.
+    /// Of every product that is our agent its code, and "VERSION of PUBLISHER".
     fn products(&self) -> Result<Vec<(String, String)>> {
         let said = output_of(self.windows("reg.exe").args(["query", PRODUCTS, "/s"])).context("list products")?;
         let products = said.replace('\r', "");
@@ -265,8 +268,8 @@ impl Machine<'_> {
         ours.map(|product| {
             let code = product.lines().find_map(|line| line.rsplit_once('\\').filter(|_| line.starts_with("HKEY_")));
             let (_, code) = code.with_context(|| format!("no code in {product:?}"))?;
-            ensure!(value(product, "Publisher") == Some("e3 project"), "no publisher in {product:?}");
-            Ok((code.to_owned(), value(product, "DisplayVersion").unwrap_or_default().to_owned()))
+            let words = ["DisplayVersion", "Publisher"].map(|name| value(product, name).unwrap_or_default());
+            Ok((code.to_owned(), words.join(" of ")))
         })
         .collect()
     }
