@@ -178,12 +178,12 @@ fn a_merge_of_a_child_that_cannot_be_seen() {
 #[test]
 fn a_restore_in_place_of_the_vm_of_a_session() {
     let mut desk = desk();
-    let host = Host::new(desk.rig.lab.plain_seam());
+    let host = Host::new(desk.rig.lab.seam());
     let original = host.find_vm("DC01").unwrap();
     host.turn_off_vm(&original).unwrap();
     host.remove_vm(&original.path).unwrap();
     desk.request = RestoreRequest { keep_id: true, name: Some(NAME.into()), ..RestoreRequest::default() };
-    desk.begin(desk.rig.lab.plain_seam()).unwrap();
+    desk.begin(desk.rig.lab.seam()).unwrap();
     assert_eq!(desk.vm().id, original.id);
     let (state, cancel) = (desk.state(), Cancel::default());
     let context =
