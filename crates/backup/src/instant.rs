@@ -104,7 +104,7 @@ impl<'a> InstantVm<'a> {
     /// Puts the VM on local files: copies become parents, the volume goes, children are merged. The VM is off, and every
     /// [`InstantDisk::local`] is whole. Cut off anywhere, it is called again. Nothing is left of the session on the host
     /// when it returns; with `starts` the VM runs.
-    pub fn finish(self, starts: bool) -> Result<(), BackupError> {
+    pub fn finish(&mut self, starts: bool) -> Result<(), BackupError> {
         finish::finish(self, starts)
     }
 

@@ -150,7 +150,7 @@ impl Desk {
     fn finish(&self, seam: Seam) -> Result<(), BackupError> {
         let (host, state) = (Host::new(seam), self.state());
         match InstantVm::open(&host, &state, SESSION)? {
-            Some(vm) => vm.finish(true),
+            Some(mut vm) => vm.finish(true),
             None => Ok(()),
         }
     }

@@ -11,11 +11,11 @@ use super::{InstantVm, make};
 use crate::BackupError;
 use crate::restore_vm::{on_target, writes_of};
 
-pub(super) fn finish(mut vm: InstantVm<'_>, starts: bool) -> Result<(), BackupError> {
+pub(super) fn finish(vm: &mut InstantVm<'_>, starts: bool) -> Result<(), BackupError> {
     let writes = writes_of(vm.host)?;
     // One that was cut off at its last step may have started it already.
     if vm.journal.disks.iter().any(|disk| disk.step < DiskStep::Done) {
-        require_off(&vm)?;
+        require_off(vm)?;
     }
     vm.journal.stage = InstantStage::Finishing;
     vm.save()?;
@@ -27,23 +27,23 @@ pub(super) fn finish(mut vm: InstantVm<'_>, starts: bool) -> Result<(), BackupEr
         // Never onto a copy that is not whole: it has its name only then.
         check_file(vm.host, &disk, &disk.local)?;
         check_child(vm.host, &disk)?;
-        step(&mut vm, nth, DiskStep::Reparenting)?;
+        step(vm, nth, DiskStep::Reparenting)?;
         vm.host.set_parent_disk(&disk.child, &disk.local).map_err(vm.failed("give local parents to the disks"))?;
-        step(&mut vm, nth, DiskStep::OnLocal)?;
+        step(vm, nth, DiskStep::OnLocal)?;
     }
-    detach(&mut vm)?;
+    detach(vm)?;
     for nth in 0..vm.journal.disks.len() {
         if vm.journal.disks[nth].step < DiskStep::Done {
-            require_off(&vm)?;
-            step(&mut vm, nth, DiskStep::Merging)?;
-            merge(&vm, nth)?;
-            step(&mut vm, nth, DiskStep::Done)?;
+            require_off(vm)?;
+            step(vm, nth, DiskStep::Merging)?;
+            merge(vm, nth)?;
+            step(vm, nth, DiskStep::Done)?;
         }
         let child = &vm.journal.disks[nth].child;
         writes.remove_file(child).map_err(on_target(child))?;
     }
     if starts {
-        make::start(&mut vm)?;
+        make::start(vm)?;
     }
     vm.state.remove_instant(&vm.journal.session)
 }
