@@ -288,6 +288,8 @@ fn what_cannot_be_started_is_refused() {
     desk.fails(2, "NOT_SUPPORTED", start.into_iter().chain(["DC01@latest", "--host", "local"]));
     desk.fails(6, "NOT_FOUND", start.into_iter().chain(["DC02@latest", "--host", "qemu"]));
     desk.fails(6, "NOT_FOUND", start.into_iter().chain(["--resume", "DC01", "--host", "qemu"]));
+    let run = desk.fails(2, "USAGE", start.into_iter().chain(["DC01@latest", "--host", "qemu", "--same-id", "--off"]));
+    assert!(run.stderr.contains("leave out --same-id, --off"), "{run:?}");
     let elsewhere = start.into_iter().chain(["DC01@latest", "--host", "qemu", "--listen", "192.0.2.1:10809"]);
     desk.fails(2, "USAGE", elsewhere);
     let mut nobody = desk.command(["instant", "list", "--json"]);

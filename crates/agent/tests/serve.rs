@@ -138,6 +138,9 @@ fn a_point_is_served_over_tls_to_those_with_a_certificate() {
     let wrong_key = ["--tls-cert", "pki/server-cert.pem", "--tls-key", "stranger/server-key.pem"];
     desk.fails(2, "USAGE", call(&wrong_key));
     desk.fails(2, "USAGE", call(&["--tls-cert", "pki/server-key.pem", "--tls-key", "pki/server-key.pem"]));
+    std::fs::write(desk.path("none.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    let run = desk.fails(2, "USAGE", call(&[&server[..], &["--tls-ca", "none.pem"]].concat()));
+    assert!(run.stderr.contains("on   none.pem"), "{run:?}");
     let keyless = desk.run(call(&["--tls-cert", "pki/server-cert.pem"]));
     assert!(keyless.exit == Some(2) && keyless.stderr.contains("--tls-key"), "{keyless:?}");
 
@@ -145,8 +148,14 @@ fn a_point_is_served_over_tls_to_those_with_a_certificate() {
     let serving = nbd(&desk, &[&server[..], &clients, &listen].concat());
     let port: u16 = uri(&serving).rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
     assert!(uri(&serving).starts_with("nbds://"), "{}", uri(&serving));
-    let look = |pki: &pki::Pki| {
-        let credentials = format!("tls-creds-x509,id=t0,dir={},endpoint=client,verify-peer=on", pki.dir.display());
+    // Both know the server's authority: it is the server that does not know them.
+    let nobody = desk.path("nobody");
+    std::fs::create_dir(&nobody).unwrap();
+    for dir in [&stranger.dir, &nobody] {
+        std::fs::copy(pki.dir.join("ca-cert.pem"), dir.join("ca-cert.pem")).unwrap();
+    }
+    let look = |dir: &Path| {
+        let credentials = format!("tls-creds-x509,id=t0,dir={},endpoint=client,verify-peer=on", dir.display());
         let image =
             format!("driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={port},export=disk0,tls-creds=t0");
         let read = ["-c", "read 0 8M"];
@@ -157,9 +166,10 @@ fn a_point_is_served_over_tls_to_those_with_a_certificate() {
             .unwrap()
     };
     if is_there("a_point_is_served_over_tls_to_those_with_a_certificate") {
-        let seen = look(&pki);
+        let seen = look(&pki.dir);
         assert!(String::from_utf8_lossy(&seen.stdout).contains("read 8388608/8388608"), "{seen:?}");
-        assert!(!look(&stranger).status.success(), "another authority");
+        assert!(!look(&stranger.dir).status.success(), "a client of another authority");
+        assert!(!look(&nobody).status.success(), "a client without a certificate");
         let plain = format!("nbd://127.0.0.1:{port}/disk0");
         let plain = Command::new("qemu-io").args(["-r", "-f", "raw", "-c", "read 0 512", &plain]).output().unwrap();
         assert!(!plain.status.success(), "without TLS: {plain:?}");

@@ -40,15 +40,16 @@ pub fn behaviour(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// Judges the corpus itself and a few thousand inputs made of it, the same in every run. No input is longer than
-/// `max_bytes`.
+/// Judges the corpus itself, as it is, and a few thousand inputs made of it, the same in every run. None that is made is
+/// longer than `max_bytes`.
 pub fn hunt(corpus: &[Vec<u8>], max_bytes: usize, target: impl FnMut(&[u8]) -> u64) -> Seen {
     run(corpus, max_bytes, 1, |inputs| inputs < SHORT_ROUNDS, target)
 }
 
 /// The same for a minute, or for as long as `E3_FUZZ_SECONDS` says, from a seed that no run had before.
 pub fn hunt_long(corpus: &[Vec<u8>], max_bytes: usize, target: impl FnMut(&[u8]) -> u64) -> Seen {
-    let seconds = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let seconds =
+        std::env::var(SECONDS).map_or(60, |text| text.parse().expect("E3_FUZZ_SECONDS is a number of seconds"));
     let (begun, length) = (Instant::now(), Duration::from_secs(seconds));
     let seen = run(corpus, max_bytes, u64::from_le_bytes(random::bytes()), |_| begun.elapsed() < length, target);
     println!("{} inputs, {} behaviours in {seconds} s", seen.inputs, seen.behaviours);

@@ -20,8 +20,8 @@ use crate::perform::{Answering, Replies};
 use crate::request::{Command, Terms, Verdict, judge};
 use crate::wire::{Errno, MAX_DISCARDED_PAYLOAD_BYTES, REQUEST_LEN, Request};
 
-/// A thread's buffer that became larger than this for one request is given back after it.
-const KEPT_BUFFER_BYTES: usize = 1 << 20;
+/// A thread's buffer that became larger than this for one request is given back after it: no budget counts what is kept.
+const KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 /// What a connection may use.
 pub(crate) struct Limits<'a> {
@@ -35,9 +35,9 @@ pub(crate) struct Limits<'a> {
     pub(crate) payload: &'a Budget,
     /// What that comes out of: payload of all connections.
     pub(crate) all_payload: &'a Budget,
-    /// Called with `true` before a payload is read that the client has announced, and with `false` after it: how long
-    /// the client may stall in between is the caller's to say.
-    pub(crate) hurry: &'a (dyn Fn(bool) -> io::Result<()> + Sync),
+    /// Called with its length before a payload is read that the client has announced, and with 0 after it: how long that
+    /// may take is the caller's to say.
+    pub(crate) hurry: &'a (dyn Fn(u32) + Sync),
     /// Once it is set, requests are refused.
     pub(crate) draining: &'a AtomicBool,
     /// Called when a reply could not be sent; ends the read that another thread may be in.
@@ -192,7 +192,7 @@ impl<'a, R: BufRead + Send, W: Write + Send> Connection<'a, R, W> {
             buf.resize(payload_bytes, 0);
         }
         if sent_bytes > 0 {
-            (self.limits.hurry)(true)?;
+            (self.limits.hurry)(sent_bytes);
         }
         match &work {
             Ok(Command::Write { .. }) => reader.read_exact(&mut buf[..payload_bytes])?,
@@ -205,7 +205,7 @@ impl<'a, R: BufRead + Send, W: Write + Send> Connection<'a, R, W> {
             }
         }
         if sent_bytes > 0 {
-            (self.limits.hurry)(false)?;
+            (self.limits.hurry)(0);
         }
         Ok(Some(Job { cookie: request.cookie, work, payload_bytes, _held: held }))
     }

@@ -192,7 +192,7 @@ fn judged(input: &[u8]) -> u64 {
         threads: 1,
         own_payload: &Budget::new(4096),
         own_bytes: 4096,
-        hurry: &|_| Ok(()),
+        hurry: &|_| {},
         payload: &budget,
         all_payload: &Budget::new(32 << 20),
         draining: &AtomicBool::new(false),

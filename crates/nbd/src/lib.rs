@@ -37,7 +37,7 @@ mod tls;
 pub use block_device::{Device, DeviceError, DeviceErrorKind, Extent, ExtentKind, FileDevice, OpenFileError, Zeroing};
 pub use export::{Export, ExportError, Exports};
 pub use negotiation::{Agreement, Negotiation, Security, Step};
-pub use server::{ListenError, Server, ServerOptions};
+pub use server::{ListenError, OnRefused, Server, ServerOptions};
 pub use tls::{Tls, TlsError};
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 #[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
 #[cfg(unix)]
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
 use crate::connection::{Limits, transmit};
-use crate::stream::Stream;
+use crate::stream::{Deadline, Receiver, Stream};
 use crate::tls::Outgoing;
 use crate::wire::MAX_PAYLOAD_BYTES;
 use crate::{Agreement, DeviceError, Exports, Negotiation, Security, Step, Tls};
@@ -22,10 +22,14 @@ use crate::{Agreement, DeviceError, Exports, Negotiation, Security, Step, Tls};
 /// Pause after an attempt to accept a connection that failed, for want of file handles for instance.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// A payload that is announced has to come at least so fast, once the time for a reply has passed.
+const LEAST_BYTES_PER_SECOND: u32 = 128 << 10;
+
 /// Bounds of what clients can use up.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Connections at once; more are closed without a word.
+    /// Connections at once; more are closed without a word. When all are there, the oldest that has not agreed on an
+    /// export makes room for the next.
     pub max_connections: usize,
     /// Requests of one connection that are carried out at once, each by a thread.
     pub requests_per_connection: usize,
@@ -40,8 +44,34 @@ pub struct ServerOptions {
     /// Of it, for that of TLS.
     pub tls_timeout: Duration,
     /// A client that takes nothing of its replies for this long is cut off, and so is one that sends nothing of a payload
-    /// that it has announced.
+    /// that it has announced. One that sends little is, when the payload takes longer than this and a second for each
+    /// 128 KiB.
     pub reply_timeout: Duration,
+    /// Who is told of clients that the handshake of TLS sent away.
+    pub on_refused: OnRefused,
+}
+
+/// Is told why a client was sent away. Anyone who reaches the server may cause it, as often as they like.
+#[derive(Clone, Default)]
+pub struct OnRefused(Option<Arc<dyn Fn(&io::Error) + Send + Sync>>);
+
+impl OnRefused {
+    /// Calls `tell` each time.
+    pub fn new(tell: impl Fn(&io::Error) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(tell)))
+    }
+
+    fn tell(&self, error: &io::Error) {
+        if let Some(tell) = &self.0 {
+            tell(error);
+        }
+    }
+}
+
+impl std::fmt::Debug for OnRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OnRefused").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Default for ServerOptions {
@@ -55,6 +85,7 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(30),
             tls_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(60),
+            on_refused: OnRefused::default(),
         }
     }
 }
@@ -79,7 +110,13 @@ struct Shared {
 #[derive(Default)]
 struct Connections {
     next: u64,
-    open: HashMap<u64, Stream>,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    stream: Stream,
+    /// On an export: nobody who only connects has its place.
+    has_agreed: bool,
 }
 
 struct Listener {
@@ -181,11 +218,11 @@ impl Server {
         let deadline = Instant::now() + grace;
         let mut connections = self.shared.connections();
         // What was sent already is still read, and refused; then the client's side is at its end.
-        connections.open.values().for_each(|stream| stream.shutdown(Shutdown::Read));
+        connections.open.values().for_each(|open| open.stream.shutdown(Shutdown::Read));
         while !connections.open.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                connections.open.values().for_each(|stream| stream.shutdown(Shutdown::Both));
+                connections.open.values().for_each(|open| open.stream.shutdown(Shutdown::Both));
                 return;
             }
             let waited = self.shared.ended.wait_timeout(connections, left);
@@ -209,14 +246,26 @@ impl Shared {
     fn enter(&self, stream: &Stream) -> Option<u64> {
         let mut connections = self.connections();
         // Asked under the lock, so that shutting down sees every connection that was entered.
-        if self.draining.load(Ordering::SeqCst) || connections.open.len() >= self.options.max_connections {
+        if self.draining.load(Ordering::SeqCst) {
             return None;
         }
         let stream = stream.try_clone().ok()?;
+        if connections.open.len() >= self.options.max_connections {
+            let strangers = connections.open.iter().filter(|(_, open)| !open.has_agreed);
+            let oldest = strangers.map(|(number, _)| *number).min()?;
+            if let Some(open) = connections.open.remove(&oldest) {
+                open.stream.shutdown(Shutdown::Both);
+            }
+        }
         let number = connections.next;
         connections.next += 1;
-        connections.open.insert(number, stream);
+        connections.open.insert(number, Open { stream, has_agreed: false });
         Some(number)
+    }
+
+    /// Notes that a connection has agreed on an export; `false` when it had to make room before.
+    fn agree(&self, number: u64) -> bool {
+        self.connections().open.get_mut(&number).map(|open| open.has_agreed = true).is_some()
     }
 }
 
@@ -228,9 +277,9 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let stream = self.shared.connections().open.remove(&self.number);
-        if let Some(stream) = stream {
-            stream.shutdown(Shutdown::Both);
+        let open = self.shared.connections().open.remove(&self.number);
+        if let Some(open) = open {
+            open.stream.shutdown(Shutdown::Both);
         }
         self.shared.ended.notify_all();
     }
@@ -247,17 +296,20 @@ fn accept_all(shared: &Arc<Shared>, accept: impl Fn() -> io::Result<Stream>) {
         // Without a thread the connection ends: its entry is dropped with the closure.
         let _ = thread::Builder::new().name("nbd connection".into()).spawn(move || {
             // That a connection broke concerns its client only.
-            let _ = serve(&entry.shared, &stream);
+            let _ = serve(&entry, &stream);
         });
     }
 }
 
 /// One connection from greeting to end.
-fn serve(shared: &Shared, stream: &Stream) -> io::Result<()> {
+fn serve(entry: &Entry, stream: &Stream) -> io::Result<()> {
+    let shared = &*entry.shared;
     let options = &shared.options;
     stream.set_no_delay()?;
     stream.set_write_timeout(Some(options.reply_timeout))?;
-    let deadline = Instant::now() + options.handshake_timeout;
+    let shaken_until = Instant::now() + options.handshake_timeout;
+    let deadline = Deadline::default();
+    deadline.set(shaken_until, Duration::MAX);
     let security = match (&shared.tls, stream.is_unix()) {
         (None, _) => Security::Plain,
         (Some(_), true) => Security::MayStartTls,
@@ -266,17 +318,24 @@ fn serve(shared: &Shared, stream: &Stream) -> io::Result<()> {
     let mut negotiation = Negotiation::new(&shared.exports, security);
     let mut writer = stream.try_clone()?;
     writer.write_all(&Negotiation::greeting())?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    match shake_hands(shared, stream, &mut negotiation, &mut reader, &mut writer, deadline)? {
-        Shaken::Agreed(agreement) => converse(shared, stream, reader, writer, &agreement),
+    let mut reader = BufReader::new(Receiver::new(stream.try_clone()?, deadline.clone()));
+    match shake_hands(entry, &mut negotiation, &mut reader, &mut writer)? {
+        Shaken::Agreed(agreement) => converse(shared, stream, reader, writer, &agreement, &deadline),
         Shaken::StartTls => {
             let Some(tls) = &shared.tls else { return Ok(()) };
-            let (incoming, secured) = tls.accept(stream, deadline.min(Instant::now() + options.tls_timeout))?;
+            deadline.set(shaken_until.min(Instant::now() + options.tls_timeout), Duration::MAX);
+            let accepted = tls.accept(reader.into_inner(), stream);
+            let (incoming, secured) = accepted.inspect_err(|error| {
+                // Others have left, or were too slow.
+                if error.kind() == io::ErrorKind::InvalidData {
+                    options.on_refused.tell(error);
+                }
+            })?;
+            deadline.set(shaken_until, Duration::MAX);
             let mut reader = BufReader::new(incoming);
             let mut writer = Outgoing(secured.clone());
-            let shaken = shake_hands(shared, stream, &mut negotiation, &mut reader, &mut writer, deadline);
-            let served = match shaken {
-                Ok(Shaken::Agreed(agreement)) => converse(shared, stream, reader, writer, &agreement),
+            let served = match shake_hands(entry, &mut negotiation, &mut reader, &mut writer) {
+                Ok(Shaken::Agreed(agreement)) => converse(shared, stream, reader, writer, &agreement, &deadline),
                 shaken => shaken.map(drop),
             };
             secured.close();
@@ -293,15 +352,22 @@ fn converse<R: Read + Send, W: Write + Send>(
     reader: BufReader<R>,
     writer: W,
     agreement: &Agreement,
+    deadline: &Deadline,
 ) -> io::Result<()> {
     let options = &shared.options;
-    stream.set_read_timeout(None)?;
+    deadline.clear();
     let payload = Budget::new(options.payload_bytes_per_connection.max(MAX_PAYLOAD_BYTES.into()));
     let limits = Limits {
         threads: options.requests_per_connection,
         own_payload: &Budget::new(options.own_payload_bytes),
         own_bytes: options.own_payload_bytes,
-        hurry: &|hurry| stream.set_read_timeout(hurry.then_some(options.reply_timeout)),
+        hurry: &|announced_bytes| match announced_bytes {
+            0 => deadline.clear(),
+            bytes => {
+                let transfer = Duration::from_secs((bytes / LEAST_BYTES_PER_SECOND).into());
+                deadline.set(Instant::now() + options.reply_timeout + transfer, options.reply_timeout);
+            }
+        },
         payload: &payload,
         all_payload: &shared.payload,
         draining: &shared.draining,
@@ -319,31 +385,28 @@ enum Shaken {
 }
 
 fn shake_hands(
-    shared: &Shared,
-    stream: &Stream,
+    entry: &Entry,
     negotiation: &mut Negotiation<'_>,
     reader: &mut BufReader<impl Read>,
     writer: &mut impl Write,
-    deadline: Instant,
 ) -> io::Result<Shaken> {
     let mut output = Vec::new();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
         let input = reader.fill_buf()?;
         if input.is_empty() {
             return Ok(Shaken::Nothing);
         }
-        if shared.draining.load(Ordering::SeqCst) {
+        if entry.shared.draining.load(Ordering::SeqCst) {
             negotiation.drain();
         }
         let (taken, step) = negotiation.feed(input, &mut output);
         reader.consume(taken);
         // Whoever sends more before it was told to start may be somebody between us and the client (spec A.9).
         if matches!(step, Step::StartTls) && !reader.buffer().is_empty() {
+            return Ok(Shaken::Nothing);
+        }
+        // Before the client knows: from then on it has its place.
+        if matches!(step, Step::Transmit(_)) && !entry.shared.agree(entry.number) {
             return Ok(Shaken::Nothing);
         }
         writer.write_all(&output)?;
@@ -361,7 +424,7 @@ impl Address {
     /// Ends the wait of the thread that accepts here, by a connection. False when that was not possible.
     fn wake(&self) -> bool {
         match self {
-            Self::Tcp(address) => TcpStream::connect_timeout(address, Duration::from_secs(1)).is_ok(),
+            Self::Tcp(address) => TcpStream::connect_timeout(&reachable(*address), Duration::from_secs(1)).is_ok(),
             #[cfg(unix)]
             Self::Unix(path) => UnixStream::connect(path).is_ok(),
         }
@@ -377,6 +440,16 @@ impl Address {
             }
         }
     }
+}
+
+/// Where a listener on every address can be reached from this machine: Windows connects to no unspecified address.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match &mut address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => v4.set_ip(Ipv4Addr::LOCALHOST),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => v6.set_ip(Ipv6Addr::LOCALHOST),
+        _ => {}
+    }
+    address
 }
 
 impl std::fmt::Display for Address {

@@ -8,14 +8,13 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
-use crate::stream::Stream;
+use crate::stream::{Receiver, Stream};
 
 /// Ciphertext that is taken from a socket at once: one record and a little.
 const ARRIVING_BYTES: usize = 18 << 10;
@@ -45,7 +44,7 @@ impl Tls {
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for authority in certificates_of(pem).ok_or(TlsError::Authorities)? {
-                    roots.add(authority).map_err(TlsError::Refused)?;
+                    roots.add(authority).map_err(|_| TlsError::Authorities)?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
                 builder.with_client_cert_verifier(verifier.map_err(|_| TlsError::Authorities)?)
@@ -63,8 +62,8 @@ impl Tls {
         self.knows_clients
     }
 
-    /// Shakes hands; nothing of what the client says before counts.
-    pub(crate) fn accept(&self, socket: &Stream, deadline: Instant) -> io::Result<(Incoming, Arc<Secured>)> {
+    /// Shakes hands; nothing of what the client says before counts. Both are the same connection's.
+    pub(crate) fn accept(&self, receiver: Receiver, socket: &Stream) -> io::Result<(Incoming, Arc<Secured>)> {
         let session = ServerConnection::new(self.config.clone()).map_err(io::Error::other)?;
         let secured = Arc::new(Secured {
             session: Mutex::new(session),
@@ -72,17 +71,12 @@ impl Tls {
         });
         let mut incoming = Incoming {
             secured: secured.clone(),
-            socket: socket.try_clone()?,
+            socket: receiver,
             arrived: vec![0; ARRIVING_BYTES].into(),
             start: 0,
             end: 0,
         };
         while secured.session().is_handshaking() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            socket.set_read_timeout(Some(left))?;
             if incoming.start == incoming.end && !incoming.arrive()? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -139,7 +133,7 @@ impl Secured {
 /// What a client sends, opened.
 pub(crate) struct Incoming {
     secured: Arc<Secured>,
-    socket: Stream,
+    socket: Receiver,
     arrived: Box<[u8]>,
     start: usize,
     end: usize,
@@ -156,9 +150,11 @@ impl Incoming {
     fn unseal(&mut self) -> io::Result<()> {
         let mut session = self.secured.session();
         let mut rest = &self.arrived[self.start..self.end];
+        // What waits to be sent already is another thread's, which may have to wait for the client.
+        let waits = session.wants_write();
         self.start += session.read_tls(&mut rest)?;
         let opened = session.process_new_packets();
-        let has_answer = session.wants_write();
+        let has_answer = !waits && session.wants_write();
         drop(session);
         if has_answer {
             // Also what is wrong with the client's bytes.

@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd::{Export, Exports, ListenError, Server, ServerOptions, Tls, TlsError};
+use nbd::{Export, Exports, ListenError, OnRefused, Server, ServerOptions, Tls, TlsError};
 use pki::Pki;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -20,6 +20,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use support::*;
 
 const SIZE: u64 = 8 * MIB;
+/// PEM of something else.
+const NO_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 /// A server on a loopback address, and the certificates.
 struct Place {
@@ -270,6 +272,48 @@ fn a_handshake_that_stalls_is_cut_off() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
+/// Nor for one that sends a record a byte at a time after it.
+#[test]
+fn a_handshake_that_trickles_is_cut_off() {
+    let options = ServerOptions { handshake_timeout: Duration::from_secs(3), ..ServerOptions::default() };
+    let place = Place::new(false, options);
+    let mut client = place.secured(&place.pki.dir, false);
+    client.write_all(&option(5, &[])).unwrap();
+    assert_eq!(answer(&mut client), (5, 0x8000_0003), "the handshake of TLS is over");
+    let (mut session, mut socket) = client.into_parts();
+    session.writer().write_all(&option(9, &[0; 1000])).unwrap();
+    let mut record = Vec::new();
+    session.write_tls(&mut record).unwrap();
+    let begun = Instant::now();
+    socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    for byte in record {
+        if socket.write_all(&[byte]).is_err() || is_over(&mut socket) {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "it goes on and on");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("all of it was taken");
+}
+
+/// The operator of the server learns why nobody comes in.
+#[test]
+fn who_is_sent_away_is_told_of() {
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let tells = told.clone();
+    let on_refused = OnRefused::new(move |error| tells.lock().unwrap().push(error.to_string()));
+    let place = Place::new(true, ServerOptions { on_refused, ..ServerOptions::default() });
+    let mut nobody = place.secured(&place.pki.dir, false);
+    let sent = nobody.write_all(&option(3, &[])).and_then(|()| nobody.flush());
+    assert!(sent.is_err() || is_over(&mut nobody), "no certificate");
+    let mut welcome = place.secured(&place.pki.dir, true);
+    welcome.write_all(&option(2, &[])).unwrap();
+    assert_eq!(answer(&mut welcome), (2, 1));
+    drop(welcome);
+    let told = told.lock().unwrap();
+    assert!(told.len() == 1 && told[0].contains("certificate"), "{told:?}");
+}
+
 #[test]
 fn other_machines_are_served_only_when_they_prove_who_they_are() {
     let dir = tempfile::tempdir().unwrap();
@@ -287,6 +331,7 @@ fn other_machines_are_served_only_when_they_prove_who_they_are() {
         ("no certificate", Tls::new(b"", &key, None), "Certificates"),
         ("a key as certificate", Tls::new(&key, &key, None), "Certificates"),
         ("a certificate as key", Tls::new(&certificate, &certificate, None), "Key"),
+        ("an authority that is no certificate", Tls::new(&certificate, &key, Some(NO_CERTIFICATE)), "Authorities"),
         ("no authority", Tls::new(&certificate, &key, Some(b"x")), "Authorities"),
         ("another's key", Tls::new(&certificate, &other.read("server-key.pem"), None), "Refused"),
     ] {

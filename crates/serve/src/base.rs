@@ -58,8 +58,8 @@ pub enum Origin {
 /// Whether bytes were found without asking where the base is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nearby {
-    /// They are known to be zero.
-    Zero,
+    /// They follow from what is known, and nothing was read: zeroes, or what is made up.
+    Known,
     /// In ciphertext kept on this machine.
     DiskCache,
     /// Not here.

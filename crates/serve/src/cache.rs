@@ -151,9 +151,8 @@ impl CachedBase {
             let _busy = (lane == Lane::Foreground).then(|| Busy::new(self));
             let found = self.base.read_nearby(segment, within as u64, buf);
             match found.inspect_err(|error| self.note(Some(error)))? {
-                Nearby::Zero => {
+                Nearby::Known => {
                     self.metrics.read_from(Source::Zero, len_bytes);
-                    buf.fill(0);
                     return Ok(());
                 }
                 Nearby::DiskCache => {

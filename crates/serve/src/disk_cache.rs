@@ -4,17 +4,20 @@
 //! keeps contents as they lie in the packs (C.2); then each small read of a guest has to decrypt and unpack a whole one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
+use kopia_repo::ContentId;
 use zeroize::Zeroizing;
 
-use crate::sealed_content::{SealedContent, seal};
+use crate::sealed_content::{MAX_CONTENT_BYTES, SealedContent, seal};
 
 /// What names of files end with.
 const SUFFIX: &str = ".e3c";
+/// Ids of contents are hashes of 128 bits and more; anything shorter is no name of ours.
+const MIN_ID_CHARACTERS: usize = 32;
 /// Files that are kept open.
 const MAX_OPEN: usize = 256;
 
@@ -91,27 +94,27 @@ impl Kept {
 
 impl DiskCache {
     /// Opens the cache in a folder, which is made where it is missing. `secret` is the repository's, derived for the
-    /// purpose `e3-cache`. What a former version kept there, in another form, is removed.
+    /// purpose `e3-cache`. What a former version kept there, in another form, is removed; files of others stay.
     pub fn open(folder: &Path, limit_bytes: u64, secret: Zeroizing<[u8; 32]>) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut found: Vec<(SystemTime, String, u64)> = Vec::new();
         for group in std::fs::read_dir(folder)? {
-            let group = group?.path();
-            if !group.is_dir() {
+            let group = group?;
+            let Some(prefix) = group.file_name().into_string().ok().filter(|name| is_group(name)) else { continue };
+            if !group.path().is_dir() {
                 continue;
             }
-            for file in std::fs::read_dir(group)? {
+            for file in std::fs::read_dir(group.path())? {
                 let file = file?;
-                let facts = file.metadata()?;
                 let Ok(name) = file.file_name().into_string() else { continue };
-                match name.strip_suffix(SUFFIX) {
-                    Some(name) => {
+                match kind_of(&prefix, &name) {
+                    Kind::Kept(id) => {
+                        let facts = file.metadata()?;
                         let modified = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                        found.push((modified, name.to_owned(), facts.len()));
+                        found.push((modified, id.to_owned(), facts.len()));
                     }
-                    // Left by a crash, or by a version that kept contents as they lay in the packs.
-                    None if name.ends_with(".new") || is_plain(&name) => std::fs::remove_file(file.path())?,
-                    None => {}
+                    Kind::Left => std::fs::remove_file(file.path())?,
+                    Kind::Foreign => {}
                 }
             }
         }
@@ -146,8 +149,11 @@ impl DiskCache {
                 Some(content)
             }
             Err(error) => {
-                tracing::debug!(name, %error, "the disk cache has lost what it kept");
-                self.forget(name);
+                tracing::debug!(name, %error, "the disk cache does not have what it kept");
+                // Whatever else fails may pass: no more files can be opened, or somebody has this one open.
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData | ErrorKind::UnexpectedEof) {
+                    self.forget(name);
+                }
                 None
             }
         }
@@ -156,6 +162,9 @@ impl DiskCache {
     /// Keeps bytes under a name, if that is possible: a cache that is full or cannot be written is no error.
     pub(crate) fn put(&self, name: &str, bytes: &[u8]) {
         let Some(path) = self.path_of(name) else { return };
+        if bytes.len() > MAX_CONTENT_BYTES {
+            return;
+        }
         let sealed = seal(&self.secret, name, bytes);
         if sealed.len() as u64 > self.limit_bytes {
             return;
@@ -207,6 +216,35 @@ impl DiskCache {
     }
 }
 
+/// A file in a group of the folder. A person named the folder: there may be files of anybody in it.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind<'n> {
+    /// A content of this name.
+    Kept(&'n str),
+    /// Ours, and of no use: left by a crash, or by a version that kept contents as they lay in the packs.
+    Left,
+    /// Somebody else's.
+    Foreign,
+}
+
+fn kind_of<'n>(group: &str, name: &'n str) -> Kind<'n> {
+    let id = name.split('.').next().unwrap_or_default();
+    if !id.starts_with(group) || id.len() < MIN_ID_CHARACTERS || id.parse::<ContentId>().is_err() {
+        return Kind::Foreign;
+    }
+    match &name[id.len()..] {
+        SUFFIX => Kind::Kept(id),
+        "" => Kind::Left,
+        rest if rest.ends_with(".new") => Kind::Left,
+        _ => Kind::Foreign,
+    }
+}
+
+/// The first two characters of the contents in a folder.
+fn is_group(name: &str) -> bool {
+    name.len() == 2 && is_plain(name)
+}
+
 fn is_plain(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
@@ -235,46 +273,107 @@ mod tests {
         content.read_exact_at(&mut bytes, 0).ok().map(|()| bytes)
     }
 
+    /// The id of a content that begins so.
+    fn id(start: &str) -> String {
+        format!("{start:0<32}")
+    }
+
     #[test]
     fn the_least_used_goes_first_and_the_rest_outlives_the_process() {
         let place = tempfile::tempdir().unwrap();
-        let each = seal(&[3; 32], "aaa", &[1; 10]).len() as u64;
+        let [a, b, c, d, e] = ["aaa", "bbb", "ccc", "ddd", "eee"].map(id);
+        let each = seal(&[3; 32], &a, &[1; 10]).len() as u64;
         let cache = open(place.path(), 3 * each);
-        for name in ["aaa", "bbb", "ccc"] {
+        for name in [&a, &b, &c] {
             cache.put(name, &[1; 10]);
         }
-        assert!(cache.get("aaa").is_some());
-        cache.put("ddd", &[2; 10]);
-        assert_eq!(read(&cache, "bbb"), None, "used least");
-        cache.put("eee", &[3; 1000]);
-        assert_eq!(read(&cache, "eee"), None, "longer than all of the cache");
+        assert!(cache.get(&a).is_some());
+        cache.put(&d, &[2; 10]);
+        assert_eq!(read(&cache, &b), None, "used least");
+        cache.put(&e, &[3; 1000]);
+        assert_eq!(read(&cache, &e), None, "longer than all of the cache");
         cache.put("../x", &[3; 1]);
-        std::fs::write(place.path().join("aa/left.new"), b"x").unwrap();
-        std::fs::write(place.path().join("aa/aab"), b"in another form").unwrap();
-        std::fs::write(place.path().join("aa/note.txt"), b"somebody else's").unwrap();
         // A process that has ended has no file open.
         drop(cache);
         let cache = open(place.path(), 3 * each);
         let bytes = cache.lock().bytes;
-        assert_eq!((bytes, read(&cache, "ddd")), (3 * each, Some(vec![2; 10])));
-        let mut left: Vec<_> =
-            std::fs::read_dir(place.path().join("aa")).unwrap().map(|file| file.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["aaa.e3c", "note.txt"]);
+        assert_eq!((bytes, read(&cache, &d)), (3 * each, Some(vec![2; 10])));
         std::fs::remove_dir_all(place.path().join("aa")).unwrap();
-        assert_eq!(read(&cache, "aaa"), None, "deleted by somebody");
-        cache.forget("aaa");
-        cache.put("aaa", &[4; 10]);
-        assert_eq!(read(&cache, "aaa"), Some(vec![4; 10]));
-        cache.forget("aaa");
-        assert_eq!(read(&cache, "aaa"), None);
+        assert_eq!(read(&cache, &a), None, "deleted by somebody");
+        cache.forget(&a);
+        cache.put(&a, &[4; 10]);
+        assert_eq!(read(&cache, &a), Some(vec![4; 10]));
+        cache.forget(&a);
+        assert_eq!(read(&cache, &a), None);
+    }
+
+    /// The folder is whatever a person named: the one with the working copy, or a home folder.
+    #[test]
+    fn files_of_others_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let cache = open(place.path(), 1 << 20);
+        let kept = id("aaa");
+        cache.put(&kept, &[1; 10]);
+        drop(cache);
+        let (left, form) = (format!("aa/{}.0a1b2c3d.new", id("aab")), format!("aa/{}", id("aac")));
+        let others = [
+            "note.txt".to_owned(),
+            "aa/HEAD".to_owned(),
+            "aa/note.txt".to_owned(),
+            "aa/left.new".to_owned(),
+            "aa/aaff".to_owned(),
+            "aa/.new".to_owned(),
+            format!("aa/{}", id("bbb")),
+            format!("aa/{}.e3c", id("bbb")),
+            format!("aa/{}.txt", id("aaa")),
+            format!("aa/{}", "aa".repeat(20).replace('a', "Z")),
+            format!(".git/{}", id("aaa")),
+            format!("src/{}", id("sr")),
+            format!("objects/{}", id("ob")),
+        ];
+        for name in others.iter().chain([&left, &form]) {
+            let path = place.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"somebody's").unwrap();
+        }
+        let cache = open(place.path(), 1 << 20);
+        assert_eq!(read(&cache, &kept), Some(vec![1; 10]));
+        assert_eq!(cache.lock().contents.len(), 1);
+        for name in &others {
+            assert!(place.path().join(name).exists(), "{name}");
+        }
+        for name in [&left, &form] {
+            assert!(!place.path().join(name).exists(), "{name}");
+        }
+    }
+
+    /// What cannot be opened now is not lost by that.
+    #[cfg(unix)]
+    #[test]
+    fn what_cannot_be_opened_for_a_moment_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let cache = open(place.path(), 1 << 20);
+        let kept = id("aaa");
+        cache.put(&kept, &[1; 10]);
+        let (path, away) = (place.path().join(format!("aa/{kept}.e3c")), place.path().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        // A link to itself: an error that says nothing about a content.
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert_eq!(read(&cache, &kept), None);
+        assert!(cache.has(&kept) && path.symlink_metadata().is_ok());
+        std::fs::rename(&away, &path).unwrap();
+        assert_eq!(read(&cache, &kept), Some(vec![1; 10]));
+        std::fs::write(&path, b"short").unwrap();
+        let cache = open(place.path(), 1 << 20);
+        assert_eq!(read(&cache, &kept), None);
+        assert!(!cache.has(&kept) && !path.exists());
     }
 
     #[test]
     fn only_so_many_files_are_open() {
         let place = tempfile::tempdir().unwrap();
         let cache = open(place.path(), 1 << 30);
-        let name = |nth: usize| format!("content{nth}");
+        let name = |nth: usize| id(&format!("{nth:04x}"));
         for nth in 0..2 * MAX_OPEN {
             cache.put(&name(nth), &[nth as u8; 10]);
         }

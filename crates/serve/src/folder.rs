@@ -44,6 +44,9 @@ pub trait StoredFile: Send + Sync {
     /// Writes all of `data`; survives the process from now on, and a power loss after [`sync_data`](Self::sync_data).
     fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()>;
 
+    /// Makes an empty file so long, of zeroes that take no space where the file system can do that.
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+
     /// Returns when every write that had returned before, and the length, is on stable storage.
     fn sync_data(&self) -> io::Result<()>;
 
@@ -210,6 +213,10 @@ impl StoredFile for DiskFile {
             offset_bytes += written as u64;
         }
         Ok(())
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.0.set_len(len_bytes)
     }
 
     fn sync_data(&self) -> io::Result<()> {

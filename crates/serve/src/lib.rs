@@ -56,7 +56,7 @@ pub use session::{
     About, DiskBase, NewDisk, Session, SessionError, SessionParts, discard_session, id_text, is_served, new_session_id,
     os_boot_id, read_session,
 };
-pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State};
+pub use state::{DiskState, Restarts, STATE_NAME, SessionState, State, id_of};
 pub use steering::{Steered, Steering};
 pub use stream_copy::{StreamCopy, StreamCopyError};
 pub use vhdx_disk::VhdxDisk;

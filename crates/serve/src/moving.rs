@@ -213,8 +213,8 @@ impl LayeredDevice {
         let grain_bytes = target.map.grain_bytes();
         let mut bytes = vec![0; grain_bytes as usize];
         for batch in grains.chunks((HYDRATE_BATCH_BYTES / grain_bytes).max(1) as usize) {
-            let mut was_written = false;
-            for grain in batch {
+            let (mut copied, mut was_written) = (0, false);
+            let ended = batch.iter().try_for_each(|grain| {
                 let start = grain * grain_bytes;
                 let len = grain_bytes.min(self.size_bytes() - start) as usize;
                 let mut step = Step::GrainSkipped;
@@ -224,13 +224,18 @@ impl LayeredDevice {
                     target.disk.write_at(&bytes[..len], start)?;
                     was_written = true;
                 }
-                pause(step)?;
-            }
+                copied += 1;
+                pause(step)
+            });
+            // What was copied counts, however the rest of the batch went.
             if was_written {
                 target.disk.flush()?;
             }
-            pause(Step::GrainsDurable)?;
-            target.map.set(batch).map_err(MoveError::map("write"))?;
+            if ended.is_ok() {
+                pause(Step::GrainsDurable)?;
+            }
+            target.map.set(&batch[..copied]).map_err(MoveError::map("write"))?;
+            ended?;
             pause(Step::GrainsNoted)?;
         }
         Ok(())

@@ -40,10 +40,19 @@ impl PointBase {
         self.disk.len_bytes()
     }
 
-    /// The segment of the file that covers an offset, and what it covers.
-    pub(crate) fn stream_segment(&self, offset_bytes: u64) -> (u64, Range<u64>) {
-        let number = self.disk.layout().segment_at(offset_bytes);
-        (number, self.disk.layout().segment_range(number))
+    /// The segments of the file that a range of it lies in, in order: the number of each, and which of its bytes.
+    pub(crate) fn stream_pieces(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            if at >= range.end {
+                return None;
+            }
+            let number = self.disk.layout().segment_at(at);
+            let covered = self.disk.layout().segment_range(number);
+            let within = at - covered.start..range.end.min(covered.end) - covered.start;
+            at = covered.end;
+            Some((number, within))
+        })
     }
 
     pub(crate) fn is_stream_segment_zero(&self, number: u64) -> Result<bool, BaseError> {
@@ -66,20 +75,31 @@ impl PointBase {
 
     /// Fills `buf` from an offset of the file, if all of it is in the cache.
     pub(crate) fn read_stream_nearby(&self, buf: &mut [u8], offset_bytes: u64) -> Result<Nearby, BaseError> {
-        let (mut at, mut rest) = (offset_bytes, buf);
-        while !rest.is_empty() {
-            let (number, range) = self.stream_segment(at);
-            let take = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(rest.len());
-            let (here, behind) = rest.split_at_mut(take);
+        let mut found = Nearby::Known;
+        let mut rest = &mut buf[..];
+        for (number, within) in self.stream_pieces(offset_bytes..offset_bytes + rest.len() as u64) {
+            let (here, behind) = rest.split_at_mut((within.end - within.start) as usize);
             let content = self.disk.segment(number).map_err(|error| object_error(number, &error))?;
             if content == self.disk.zero_content() {
                 here.fill(0);
-            } else if !self.read_part_cached(&content, at - range.start, here) {
+            } else if self.read_part_cached(&content, within.start, here) {
+                found = Nearby::DiskCache;
+            } else {
                 return Ok(Nearby::No);
             }
-            (at, rest) = (at + take as u64, behind);
+            rest = behind;
         }
-        Ok(Nearby::DiskCache)
+        Ok(found)
+    }
+
+    /// Whether fetching a segment of the file ahead would be no use: it is zero, or in the cache.
+    pub(crate) fn is_stream_segment_nearby(&self, number: u64) -> bool {
+        let content = self.disk.segment(number);
+        content.is_ok_and(|content| content == self.disk.zero_content() || self.is_cached(&content))
+    }
+
+    fn is_cached(&self, content: &ContentId) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.has(&content.to_string()))
     }
 
     fn read_content(&self, segment: u64, content: &ContentId, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {
@@ -153,15 +173,17 @@ impl Base for PointBase {
 
     fn read_nearby(&self, segment: u64, within_bytes: u64, buf: &mut [u8]) -> Result<Nearby, BaseError> {
         match self.content_of(segment).map_err(|error| object_error(segment, &error))? {
-            None => Ok(Nearby::Zero),
+            None => {
+                buf.fill(0);
+                Ok(Nearby::Known)
+            }
             Some(content) if self.read_part_cached(&content, within_bytes, buf) => Ok(Nearby::DiskCache),
             Some(_) => Ok(Nearby::No),
         }
     }
 
     fn is_nearby(&self, segment: u64) -> bool {
-        let is_cached = |content: &ContentId| self.cache.as_ref().is_some_and(|cache| cache.has(&content.to_string()));
-        self.content_of(segment).is_ok_and(|content| content.as_ref().is_none_or(is_cached))
+        self.content_of(segment).is_ok_and(|content| content.is_none_or(|content| self.is_cached(&content)))
     }
 
     fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {

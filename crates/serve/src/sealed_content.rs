@@ -30,14 +30,14 @@ const SEALED_FRAME_BYTES: usize = FRAME_BYTES + TAG_BYTES;
 /// Frames that are read by one call: long reads go through a buffer that stays in the processor's cache.
 const FRAMES_AT_ONCE: usize = 15;
 /// No content of a disk is longer; a file that claims so is not ours.
-const MAX_CONTENT_BYTES: usize = 64 << 20;
+pub(crate) const MAX_CONTENT_BYTES: usize = 64 << 20;
 
 /// The whole of a file that holds `content` under a name. `secret` is the repository's, derived for this purpose.
 pub(crate) fn seal(secret: &[u8; 32], name: &str, content: &[u8]) -> Vec<u8> {
     let frames = content.len().div_ceil(FRAME_BYTES);
     let mut file = Vec::with_capacity(HEADER_BYTES + content.len() + frames * TAG_BYTES);
     file.extend(MAGIC);
-    // Contents of a disk are at most some MiB long.
+    assert!(content.len() <= MAX_CONTENT_BYTES, "whoever keeps contents looks at their length");
     file.extend((content.len() as u32).to_le_bytes());
     file.extend((FRAME_BYTES as u32).to_le_bytes());
     file.extend(random::bytes::<32>());

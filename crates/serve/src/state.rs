@@ -174,8 +174,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of an id of 32 hex digits.
-pub(crate) fn id_of(text: &str) -> Option<[u8; 16]> {
+/// The bytes of an id of 32 hex digits; `None` for any other text.
+pub fn id_of(text: &str) -> Option<[u8; 16]> {
     let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     u128::from_str_radix(text, 16).ok().filter(|_| is_hex).map(u128::to_be_bytes)
 }

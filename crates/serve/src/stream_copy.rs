@@ -3,32 +3,30 @@
 //!
 //! A copy that is cut off goes on from its map. What the map names is durable in the file before it is named.
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use vhdx::WriteAt as _;
-
-use crate::base::{Base as _, BaseError};
-use crate::folder::DiskFolder;
+use crate::base::{BaseError, Origin};
+use crate::cache::CachedBase;
+use crate::folder::{Folder, StoredFile};
 use crate::hydrate_map::{GRAIN_BYTES, HydrateMap, MAP_NAME, MapIdentity};
 use crate::moving::Hydrated;
 use crate::overlay::sha256;
 use crate::point_base::PointBase;
+use crate::stream_file::StreamFile;
 
 /// Copied before it is made durable and noted.
 const BATCH_BYTES: u64 = 64 << 20;
 
 /// A copy that goes on, or is whole.
 pub struct StreamCopy {
-    source: PointBase,
-    len_bytes: u64,
-    path: PathBuf,
-    file: File,
+    source: StreamFile,
+    /// What guests read meanwhile.
+    guests: Arc<CachedBase>,
+    /// The file's name, for messages.
+    on: String,
+    file: Arc<dyn StoredFile>,
     map: HydrateMap,
-    /// The segment that was read last: it may be longer than a grain.
-    last: Mutex<Option<(u64, Vec<u8>)>>,
 }
 
 /// Why a copy does not go on.
@@ -38,18 +36,18 @@ pub enum StreamCopyError {
     #[error(transparent)]
     Source(#[from] BaseError),
     /// The file cannot be written.
-    #[error("write {}", .path.display())]
+    #[error("write {on}")]
     Target {
         /// The file.
-        path: PathBuf,
+        on: String,
         /// What the system said.
         source: io::Error,
     },
     /// The map cannot be written.
-    #[error("write the map of {}", .path.display())]
+    #[error("write the map of {on}")]
     Map {
         /// The file that it is the map of.
-        path: PathBuf,
+        on: String,
         /// What the system said.
         source: io::Error,
     },
@@ -59,78 +57,99 @@ pub enum StreamCopyError {
 }
 
 impl StreamCopy {
-    /// Begins a copy into `path`, or goes on with it. `map_folder` is this copy's alone.
-    pub fn open(source: PointBase, session: [u8; 16], map_folder: &Path, path: &Path) -> io::Result<Self> {
-        let len_bytes = source.stream_bytes();
-        let folder = DiskFolder::open_or_create(map_folder)?;
-        let base = sha256(&[&b"stream of "[..], &source.identity()].concat());
+    /// Begins a copy into the file `name` of `target`, or goes on with it. The folder `maps` is this copy's alone. It
+    /// yields to what guests read from `guests`.
+    pub fn open(
+        source: PointBase,
+        guests: Arc<CachedBase>,
+        session: [u8; 16],
+        maps: &dyn Folder,
+        target: &dyn Folder,
+        name: &str,
+    ) -> io::Result<Self> {
+        let source = StreamFile::new(source);
+        let len_bytes = source.len_bytes();
+        let base = sha256(&[&b"stream of "[..], &source.disk_identity()].concat());
         let identity = MapIdentity { session, grain_bytes: GRAIN_BYTES, size_bytes: len_bytes, base };
-        let has_map = map_folder.join(MAP_NAME).exists();
-        let (file, map) = if has_map && path.exists() {
-            (File::options().read(true).write(true).open(path)?, HydrateMap::open(&folder, &identity)?)
-        } else {
-            // The map first: one that outlives its file would name what is not there.
-            if has_map {
-                std::fs::remove_file(map_folder.join(MAP_NAME))?;
-            }
-            let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-            file.set_len(len_bytes)?;
-            file.sync_all()?;
-            (file, HydrateMap::create(&folder, &identity)?)
+        let has_map = maps.list()?.iter().any(|name| name == MAP_NAME);
+        let there = match target.open(name) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
-        Ok(Self { source, len_bytes, path: path.to_owned(), file, map, last: Mutex::new(None) })
+        let is_whole = |file: &Arc<dyn StoredFile>| file.len_bytes().is_ok_and(|len| len == len_bytes);
+        let (file, map) = match there.as_ref().filter(|file| has_map && is_whole(file)) {
+            Some(file) => (file.clone(), HydrateMap::open(maps, &identity)?),
+            None => {
+                // Durably: a map that outlives its file would name what is not there.
+                if has_map {
+                    maps.remove(MAP_NAME)?;
+                }
+                maps.sync()?;
+                if there.is_some() {
+                    target.remove(name)?;
+                }
+                let file = target.create(name)?;
+                file.set_len(len_bytes)?;
+                file.sync_data()?;
+                target.sync()?;
+                (file, HydrateMap::create(maps, &identity)?)
+            }
+        };
+        let on = format!("{name} in {}", target.display());
+        Ok(Self { source, guests, on, file, map })
     }
 
     /// How far it is.
     pub fn copied(&self) -> Hydrated {
-        let done_bytes = (self.map.hydrated() * self.map.grain_bytes()).min(self.len_bytes);
-        Hydrated { done_bytes, total_bytes: self.len_bytes }
+        let total_bytes = self.source.len_bytes();
+        Hydrated { done_bytes: (self.map.hydrated() * self.map.grain_bytes()).min(total_bytes), total_bytes }
     }
 
     /// Copies the next batch. `pause` is called after every MiB, with whether it cost anything, and may end it: `false`.
+    /// What was copied counts, however the rest goes.
     pub fn advance(&self, pause: &dyn Fn(bool) -> bool) -> Result<Hydrated, StreamCopyError> {
-        let mut grains = Vec::new();
-        let mut next = 0;
+        let (mut grains, mut next, mut ended) = (Vec::new(), 0, Ok(()));
         while let Some(grain) = self.map.next_missing(next).filter(|_| grains.len() as u64 * GRAIN_BYTES < BATCH_BYTES)
         {
-            let was_copied = self.copy_grain(grain)?;
-            grains.push(grain);
-            next = grain + 1;
-            if !pause(was_copied) {
-                return Err(StreamCopyError::Stopped);
+            match self.copy_grain(grain) {
+                Ok(was_copied) => {
+                    grains.push(grain);
+                    next = grain + 1;
+                    if !pause(was_copied) {
+                        ended = Err(StreamCopyError::Stopped);
+                        break;
+                    }
+                }
+                Err(error) => {
+                    ended = Err(error);
+                    break;
+                }
             }
         }
-        let target = |source| StreamCopyError::Target { path: self.path.clone(), source };
-        self.file.flush().map_err(target)?;
-        self.map.set(&grains).map_err(|source| StreamCopyError::Map { path: self.path.clone(), source })?;
-        Ok(self.copied())
+        if !grains.is_empty() {
+            self.file.sync_data().map_err(self.target_failed())?;
+            self.map.set(&grains).map_err(|source| StreamCopyError::Map { on: self.on.clone(), source })?;
+        }
+        ended.map(|()| self.copied())
     }
 
     /// Writes what is not zero in a grain; `false` when there was nothing.
     fn copy_grain(&self, grain: u64) -> Result<bool, StreamCopyError> {
-        let range = grain * GRAIN_BYTES..((grain + 1) * GRAIN_BYTES).min(self.len_bytes);
-        let mut last = self.last.lock().expect("no panic while held");
-        let (mut at, mut was_copied) = (range.start, false);
-        while at < range.end {
-            let (number, covered) = self.source.stream_segment(at);
-            let end = covered.end.min(range.end);
-            if self.source.is_stream_segment_zero(number)? {
-                // The file was made of zeroes.
-                at = end;
-                continue;
-            }
-            if last.as_ref().is_none_or(|(known, _)| *known != number) {
-                let mut bytes = Vec::new();
-                self.source.read_stream_segment(number, &mut bytes)?;
-                *last = Some((number, bytes));
-            }
-            let (_, bytes) = last.as_ref().expect("it was just read");
-            let piece = &bytes[(at - covered.start) as usize..(end - covered.start) as usize];
-            let written = self.file.write_all_at(piece, at);
-            written.map_err(|source| StreamCopyError::Target { path: self.path.clone(), source })?;
-            was_copied = true;
-            at = end;
+        let range = grain * GRAIN_BYTES..((grain + 1) * GRAIN_BYTES).min(self.source.len_bytes());
+        // The file was made of zeroes.
+        let parts = self.source.data_in(range)?;
+        for part in &parts {
+            let mut bytes = vec![0; (part.end - part.start) as usize];
+            self.guests.wait_for_foreground();
+            self.source.read(&mut bytes, part.start, &mut Origin::DiskCache)?;
+            self.file.write_all_at(&bytes, part.start).map_err(self.target_failed())?;
         }
-        Ok(was_copied)
+        Ok(!parts.is_empty())
+    }
+
+    fn target_failed(&self) -> impl FnOnce(io::Error) -> StreamCopyError + use<> {
+        let on = self.on.clone();
+        |source| StreamCopyError::Target { on, source }
     }
 }

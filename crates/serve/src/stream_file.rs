@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crate::base::{BaseError, Nearby, Origin};
+use crate::base::{Base as _, BaseError, Nearby, Origin};
 use crate::point_base::PointBase;
 
 /// The stored stream of a disk: the bytes of a `.vhdx`, as a restore writes them (law 6).
@@ -18,17 +18,23 @@ impl StreamFile {
         Self { disk, last: Mutex::default() }
     }
 
+    /// Length of the file.
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.disk.stream_bytes()
+    }
+
+    /// The identity of the disk that it is the file of.
+    pub(crate) fn disk_identity(&self) -> [u8; 32] {
+        self.disk.identity()
+    }
+
     /// Fills `buf` from an offset. `origin` is changed when something came from the repository.
     pub(crate) fn read(&self, buf: &mut [u8], offset_bytes: u64, origin: &mut Origin) -> Result<(), BaseError> {
-        let (mut at, mut rest) = (offset_bytes, buf);
-        while !rest.is_empty() {
-            let (number, range) = self.disk.stream_segment(at);
-            let bytes = self.segment(number, origin)?;
-            let within = (at - range.start) as usize;
-            let take = (bytes.len() - within).min(rest.len());
-            let (here, behind) = rest.split_at_mut(take);
-            here.copy_from_slice(&bytes[within..within + take]);
-            (at, rest) = (at + take as u64, behind);
+        let mut rest = &mut buf[..];
+        for (number, within) in self.disk.stream_pieces(offset_bytes..offset_bytes + rest.len() as u64) {
+            let (here, behind) = rest.split_at_mut((within.end - within.start) as usize);
+            here.copy_from_slice(&self.segment(number, origin)?[within.start as usize..within.end as usize]);
+            rest = behind;
         }
         Ok(())
     }
@@ -40,15 +46,34 @@ impl StreamFile {
 
     /// Whether a range is known to be zero.
     pub(crate) fn is_zero(&self, range: Range<u64>) -> Result<bool, BaseError> {
-        let mut at = range.start;
-        while at < range.end {
-            let (number, covered) = self.disk.stream_segment(at);
+        for (number, _) in self.disk.stream_pieces(range) {
             if !self.disk.is_stream_segment_zero(number)? {
                 return Ok(false);
             }
-            at = covered.end;
         }
         Ok(true)
+    }
+
+    /// Whether fetching a range ahead would be no use.
+    pub(crate) fn is_nearby(&self, range: Range<u64>) -> bool {
+        self.disk.stream_pieces(range).all(|(number, _)| self.disk.is_stream_segment_nearby(number))
+    }
+
+    /// The parts of a range that are not known to be zero, in order.
+    pub(crate) fn data_in(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, BaseError> {
+        let mut at = range.start;
+        let mut parts: Vec<Range<u64>> = Vec::new();
+        for (number, within) in self.disk.stream_pieces(range) {
+            let end = at + (within.end - within.start);
+            if !self.disk.is_stream_segment_zero(number)? {
+                match parts.last_mut() {
+                    Some(last) if last.end == at => last.end = end,
+                    _ => parts.push(at..end),
+                }
+            }
+            at = end;
+        }
+        Ok(parts)
     }
 
     fn segment(&self, number: u64, origin: &mut Origin) -> Result<Arc<Vec<u8>>, BaseError> {

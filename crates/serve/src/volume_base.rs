@@ -78,16 +78,31 @@ impl Base for VolumeBase {
 
     fn read_nearby(&self, segment: u64, within_bytes: u64, buf: &mut [u8]) -> Result<Nearby, BaseError> {
         let start = segment * u64::from(self.segment_bytes()) + within_bytes;
+        let mut found = Nearby::Known;
         let read = self.disk.read(buf, start, |file, here, at| match self.files[file].read_nearby(here, at) {
+            Ok(Nearby::Known) => Ok(()),
+            Ok(Nearby::DiskCache) => {
+                found = Nearby::DiskCache;
+                Ok(())
+            }
             Ok(Nearby::No) => Err(None),
-            Ok(_) => Ok(()),
             Err(error) => Err(Some(error)),
         });
         match read {
-            Ok(()) => Ok(Nearby::DiskCache),
+            Ok(()) => Ok(found),
             Err(None) => Ok(Nearby::No),
             Err(Some(error)) => Err(error),
         }
+    }
+
+    fn is_nearby(&self, segment: u64) -> bool {
+        let start = segment * u64::from(self.segment_bytes());
+        self.disk.pieces(start..start + self.len_of(segment)).into_iter().all(|(range, piece)| match piece {
+            Piece::File { file, offset_bytes } => {
+                self.files[file].is_nearby(offset_bytes..offset_bytes + (range.end - range.start))
+            }
+            Piece::Zero | Piece::Literal(_) | Piece::Ones | Piece::Bitmap { .. } => true,
+        })
     }
 
     fn read_segment(&self, segment: u64, bytes: &mut Vec<u8>) -> Result<Origin, BaseError> {

@@ -11,9 +11,10 @@ use nbd::{Device, DeviceErrorKind, FileDevice, Zeroing};
 use random::SplitMix;
 use serve::folder::DiskFolder;
 use serve::overlay::OverlayOptions;
-use serve::{HydrateMap, MapIdentity, Metrics, Prefetch, Source, Switched, Target};
+use serve::{Base as _, HydrateMap, MapIdentity, Metrics, Prefetch, Source, Step, Switched, Target};
 use support::base::{MemoryBase, SECTOR};
 use support::device::{SESSION, cached, create, device, read, write};
+use support::machine::{Forgets, Machine, SimulatedDisk};
 
 const GUEST_MARKER: u64 = u64::from_be_bytes(*b"GUESTMRK");
 
@@ -195,4 +196,34 @@ fn the_boot_set_is_fetched_before_it_is_asked_for() {
     assert!(metrics.render().contains("e3_serve_prefetch_used_total{kind=\"boot_set\"} 2"), "{}", metrics.render());
     assert_eq!(prefetch.touches().len(), 2);
     assert!(write(&device, 0, &[1]).is_err_and(|error| error.kind() == DeviceErrorKind::ReadOnly));
+}
+
+/// On a link that fails again and again a disk moves all the same.
+#[test]
+fn grains_that_were_copied_before_a_failure_count() {
+    const GRAIN: u64 = 8 << 10;
+    let base = Arc::new(MemoryBase::new(64 * GRAIN, GRAIN as u32));
+    let folder = Machine::new(1, Forgets::default()).folder();
+    let device = device(base.clone(), Some(create(folder.clone(), &base, OverlayOptions::default())));
+    let (size_bytes, file) = (base.size_bytes, folder.create("target").unwrap());
+    file.set_len(size_bytes).unwrap();
+    let map = MapIdentity { session: SESSION, grain_bytes: GRAIN, size_bytes, base: base.identity() };
+    let map = HydrateMap::create(&*folder, &map).unwrap();
+    device.set_target(Target { disk: Arc::new(SimulatedDisk { file, size_bytes }), map });
+    let mut done = 0;
+    for round in 0.. {
+        assert!(round < 64, "it does not come to an end");
+        base.is_gone.store(false, Ordering::SeqCst);
+        let hydrated = device.hydrate(&|step| {
+            base.is_gone.fetch_or(step == Step::GrainCopied, Ordering::SeqCst);
+            Ok(())
+        });
+        let now = device.hydrated().unwrap().done_bytes;
+        assert!(now > done, "round {round}: {done} and no more");
+        done = now;
+        if hydrated.is_ok_and(|hydrated| hydrated.is_complete()) {
+            assert!(round > 10, "the base failed {round} times");
+            break;
+        }
+    }
 }

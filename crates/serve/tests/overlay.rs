@@ -188,6 +188,9 @@ impl StoredFile for FailingFile {
             self.inner.write_all_at(data, offset_bytes)
         }
     }
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.inner.set_len(len_bytes)
+    }
     fn sync_data(&self) -> io::Result<()> {
         if self.syncs.load(Ordering::SeqCst) { Err(io::Error::other("bad disk")) } else { self.inner.sync_data() }
     }

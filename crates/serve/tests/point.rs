@@ -2,92 +2,17 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use backup::{
-    BackupContext, BackupOptions, Cancel, HostState, Silent, TargetFormat, VmReport, back_up_vm, new_run_id,
-    restore_disk,
-};
-use bucket::{ErrorKind, Faulty, Memory};
-use hyperv::Host;
-use hyperv_sim::{DiskSource, GuestWrites, LabHost, LabOptions, Spread, VmOptions};
-use kopia_repo::{ClientOptions, CreateOptions, Repository, Storage, StorageKind};
 use nbd::{Device, DeviceErrorKind, ExtentKind};
 use random::SplitMix;
 use serve::folder::DiskFolder;
 use serve::overlay::{DiskKey, Identity, Overlay, OverlayOptions};
 use serve::{
-    Base, BootSet, CachedBase, DiskCache, FirstTouches, LayeredDevice, MemoryCache, Metrics, PointBase, Source,
-    cache_secret, overlay_secret, read_boot_set, record_boot_set,
+    Base, BootSet, CachedBase, FirstTouches, LayeredDevice, MemoryCache, Metrics, PointBase, Source, overlay_secret,
+    read_boot_set, record_boot_set,
 };
-
-struct Rig {
-    dir: tempfile::TempDir,
-    lab: Arc<LabHost>,
-    bucket: Arc<Faulty<Memory>>,
-    repo: Arc<Repository>,
-}
-
-impl Rig {
-    fn new(size_bytes: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = LabOptions { job_ms: 1, merge_ms: 1, merge_retry_ms: 5, ..LabOptions::real_time() };
-        let lab = LabHost::create_with(dir.path().join("host"), options).unwrap();
-        lab.add_vm("DC01", &[DiskSource::Empty { size_bytes }], VmOptions::default()).unwrap();
-        let bucket = Arc::new(Faulty::new(Memory::new()));
-        let storage = Storage { bucket: bucket.clone(), kind: StorageKind::ObjectStore };
-        let client = ClientOptions::new("tester", "testhost");
-        let repo = Repository::create(&storage, "lab-password", &CreateOptions::new("e3"), client).unwrap();
-        Self { dir, lab, bucket, repo }
-    }
-
-    fn write(&self, seed: u64, mib: u32) {
-        self.lab.guest_write_only("DC01", GuestWrites { seed, mib, spread: Spread::Scattered }).unwrap();
-    }
-
-    fn back_up(&self) -> VmReport {
-        let host = Host::new(self.lab.seam());
-        let vm = host.find_vm("DC01").unwrap();
-        let state = HostState::open(&self.dir.path().join("state")).unwrap();
-        let mut options = BackupOptions::new("test");
-        (options.busy_pause, options.guest_pause) = (Duration::from_millis(20), Duration::from_millis(20));
-        let context = BackupContext {
-            host: &host,
-            host_name: "LABHOST",
-            repo: &self.repo,
-            state: &state,
-            options: &options,
-            observer: &Silent,
-            cancel: &Cancel::default(),
-        };
-        back_up_vm(&context, &vm, &new_run_id()).unwrap()
-    }
-
-    /// The point's disk, as a restore makes it.
-    fn restored(&self, report: &VmReport) -> Vec<u8> {
-        let disk = report.point.open_disk(&self.repo, &report.description.disks[0]).unwrap();
-        let target = self.dir.path().join("restored.raw");
-        restore_disk(&disk, &target, TargetFormat::Raw, true, "disk", &Silent, &Cancel::default()).unwrap();
-        std::fs::read(target).unwrap()
-    }
-
-    fn base(&self, report: &VmReport, cache: Option<&Path>) -> Arc<PointBase> {
-        let described = &report.description.disks[0];
-        let disk = report.point.open_disk(&self.repo, described).unwrap();
-        let open = |folder: &Path| DiskCache::open(folder, 1 << 30, cache_secret(&self.repo)).unwrap();
-        let cache = cache.map(|folder| Arc::new(open(folder)));
-        Arc::new(PointBase::new(disk, described, cache))
-    }
-
-    fn break_off(&self, is_gone: bool) {
-        self.bucket.set_script(move |_| match is_gone {
-            true => bucket::Fault::FailBefore(ErrorKind::Unreachable),
-            false => bucket::Fault::Pass,
-        });
-    }
-}
+use support::rig::Rig;
 
 fn device(base: Arc<PointBase>, overlay: Option<Overlay>, metrics: &Arc<Metrics>) -> LayeredDevice {
     let cached = CachedBase::new(base, MemoryCache::new(8 << 20), metrics.clone());

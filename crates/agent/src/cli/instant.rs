@@ -131,18 +131,18 @@ pub struct InstantStartArgs {
     /// A session that nobody serves any more: beginning of its id, or the name of its VM
     #[arg(long, value_name = "SESSION", conflicts_with_all = ["point", "transport", "listen", "socket", "bus"])]
     pub resume: Option<String>,
-    /// How the guest reaches its disks
-    #[arg(long, value_enum, default_value_t = TransportArg::Nbd)]
-    pub transport: TransportArg,
+    /// How a guest under QEMU reaches its disks; by default nbd
+    #[arg(long, value_enum)]
+    pub transport: Option<TransportArg>,
     /// Address of this machine in place of a Unix socket; port 0 picks one
     #[arg(long, value_name = "ADDRESS", conflicts_with = "socket")]
     pub listen: Option<SocketAddr>,
     /// A Unix socket somewhere else than in the session's folder, which only its owner may enter
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// What the disks are attached to
-    #[arg(long, value_enum, default_value_t = Bus::Sata)]
-    pub bus: Bus,
+    /// What the disks are attached to under QEMU; by default sata
+    #[arg(long, value_enum)]
+    pub bus: Option<Bus>,
     #[command(flatten)]
     pub vm: InstantVmArgs,
     #[command(flatten)]
@@ -150,9 +150,9 @@ pub struct InstantStartArgs {
     /// Stop after this time by itself
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, hide_short_help = true)]
     pub stop_after: Option<Duration>,
-    /// How long a session whose disks have moved waits for its machine to come back
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration, hide_short_help = true)]
-    pub linger: Duration,
+    /// How long a session whose disks have moved waits for its machine to come back under QEMU; by default 30s
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, hide_short_help = true)]
+    pub linger: Option<Duration>,
     #[command(flatten)]
     pub state: StateArgs,
 }
@@ -189,9 +189,9 @@ pub struct InstantMoveArgs {
     /// Folder for the files, named after the VM and its disks; under Hyper-V they go into the VM's own folder
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
-    /// What they are; under Hyper-V always VHDX
-    #[arg(long, value_enum, default_value_t = FormatArg::Raw)]
-    pub format: FormatArg,
+    /// What they are; by default raw, under Hyper-V always VHDX
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
     /// Read no faster than this
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub rate: Option<u64>,

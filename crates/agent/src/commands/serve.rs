@@ -235,14 +235,13 @@ impl Shown<'_> {
 /// The id of the session that is there, of a new one, or where nothing is written the point's: what is made up for a
 /// volume follows from it.
 fn session_id(sources: &Sources, arguments: &ServedArgs) -> Result<[u8; 16], SessionError> {
-    let of_text = |text: &str| u128::from_str_radix(text, 16).unwrap_or_default().to_be_bytes();
-    Ok(match &arguments.writes {
-        None => of_text(&sources.point.id),
-        Some(folder) => match serve::read_session(folder)? {
-            Some(state) => of_text(&state.session),
-            None => serve::new_session_id(),
-        },
-    })
+    // Nothing but the look of a volume follows from a point's.
+    let Some(folder) = &arguments.writes else { return Ok(serve::id_of(&sources.point.id).unwrap_or_default()) };
+    match serve::read_session(folder)? {
+        Some(state) => serve::id_of(&state.session)
+            .ok_or_else(|| SessionError::Damaged { folder: folder.clone(), problem: "its id is no id" }),
+        None => Ok(serve::new_session_id()),
+    }
 }
 
 /// Devices in the order of their disks, with the session they belong to.

@@ -55,7 +55,7 @@ pub fn all(state: &Path) -> Result<Vec<Found>, Failure> {
         found.push(Found {
             state: serve::read_session(&folder).attempt(what, &*on)?,
             is_served: serve::is_served(&folder).attempt(what, &*on)?,
-            figures: Figures::read(&folder).attempt(what, &*on)?,
+            figures: Figures::read(&folder),
             folder,
             record,
         });

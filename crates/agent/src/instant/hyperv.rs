@@ -1,26 +1,26 @@
 //! The keeper of a session whose VM runs under Hyper-V: serves the volume that its disks stand on, copies their files to
 //! where they stay, and puts the VM on these, as its operator wants.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use backup::PointDisk;
 use backup::instant::InstantVm;
 use hyperv::{Host, VmState};
-use serve::{DEFAULT_BYTES_PER_SECOND, Hydrated, Session, State, StreamCopy};
+use serve::folder::DiskFolder;
+use serve::{DEFAULT_BYTES_PER_SECOND, Hydrated, Session, State, StreamCopy, id_of};
 
 use super::copying::{CopiedFile, Copying};
 use super::keeper::Ending;
-use super::record::{Figures, Wanted};
-use crate::failure::{Attempt as _, Failure};
+use super::record::{Figures, LastWanted, Refusal, Wanted};
+use crate::failure::{Attempt as _, Failure, chain_text};
 use crate::serving::{Sources, Transport};
 
 const GRACE: Duration = Duration::from_secs(10);
 const TEND_EVERY: Duration = Duration::from_secs(1);
 /// How long a guest may take to shut down before it is asked again.
 const SHUT_DOWN_WITHIN: Duration = Duration::from_secs(180);
-/// What a finish needs of the VM's operator is looked for so often.
-const FINISH_EVERY: Duration = Duration::from_secs(2);
+/// What does not go on is tried again so often: a copy that cannot begin, a finish that waits for the VM's operator.
+const TRY_EVERY: Duration = Duration::from_secs(2);
 
 /// What is kept.
 pub struct HypervKeeper<'a> {
@@ -43,8 +43,10 @@ pub struct HypervKeeper<'a> {
 impl HypervKeeper<'_> {
     /// Serves until the session ends or `is_stopped` says so. `tell` is told what is wrong and what changes, about once
     /// a second.
+    ///
+    /// Nobody else shows the VM its disks: whatever fails while it runs is told, and tried again.
     pub fn keep(
-        self,
+        mut self,
         is_stopped: &dyn Fn() -> bool,
         tell: &mut dyn FnMut(State, &Figures),
         look_every: Duration,
@@ -53,31 +55,44 @@ impl HypervKeeper<'_> {
         let on = self.folder.display().to_string();
         let mut figures = Figures { process_id: std::process::id(), ..Figures::default() };
         let mut copying: Option<Copying> = None;
-        let (mut last_tended, mut last_tried) = (None::<Instant>, None::<Instant>);
+        let (mut last_wanted, mut asked_guest) = (LastWanted::default(), None);
+        let (mut last_tended, mut last_copied, mut last_tried) = (None, None, None);
         let ending = loop {
             if is_stopped() {
                 break Ending::Stopped;
             }
-            let wanted = Wanted::read(&self.folder).attempt(what, &*on)?;
+            let wanted = last_wanted.look(&self.folder);
             if wanted.discard {
                 break Ending::Discarded;
             }
-            if wanted.move_to.is_some() {
-                figures.refused = self.copy(&wanted, &mut copying).err();
+            if wanted.move_to.is_none() {
+                (figures.refusal, last_copied) = (None, None);
+            } else if figures.refusal.is_none() || is_due(last_copied, TRY_EVERY) {
+                last_copied = Some(Instant::now());
+                figures.refusal = self.copy(&wanted, &mut copying).err();
             }
             figures.note_first_read(self.begun, &self.sources);
             let is_whole = copying.as_ref().is_some_and(Copying::is_done);
-            let is_due = last_tried.is_none_or(|last| last.elapsed() >= FINISH_EVERY);
-            if wanted.switch && is_whole && is_due {
+            if !wanted.switch {
+                figures.waits_for = None;
+            } else if is_whole && is_due(last_tried, TRY_EVERY) {
                 last_tried = Some(Instant::now());
-                figures.refused = None;
-                match self.is_off(&wanted) {
-                    Ok(true) => break Ending::Finished,
-                    Ok(false) => figures.waits_for = Some("its VM has to be off; it is waited for".to_owned()),
-                    Err(problem) => figures.waits_for = Some(problem),
-                }
+                figures.waits_for = match self.is_off(wanted.shut_down, &mut asked_guest) {
+                    Ok(()) => {
+                        figures.stage = Some(State::Switching);
+                        figures.publish(&self.folder);
+                        tell(State::Switching, &figures);
+                        match self.vm.finish(wanted.shut_down) {
+                            Ok(()) => break Ending::Finished,
+                            // Every step of it may be repeated. Somebody may have started the VM meanwhile: without the
+                            // volume it would have no disks.
+                            Err(error) => Some(chain_text(&error)),
+                        }
+                    }
+                    Err(reason) => Some(reason),
+                };
             }
-            if last_tended.is_none_or(|last| last.elapsed() >= TEND_EVERY) {
+            if is_due(last_tended, TEND_EVERY) {
                 last_tended = Some(Instant::now());
                 figures.stage = Some(match (&copying, is_whole) {
                     (_, true) => State::Hydrated,
@@ -85,25 +100,16 @@ impl HypervKeeper<'_> {
                     (None, false) => State::Serving,
                 });
                 self.tend(&mut figures, copying.as_ref());
-                figures.write(&self.folder).attempt(what, &*on)?;
+                figures.trouble.extend(last_wanted.trouble().cloned());
+                figures.publish(&self.folder);
                 tell(figures.stage.unwrap_or(State::Serving), &figures);
             }
             std::thread::sleep(look_every);
         };
         drop(copying);
-        let wanted = Wanted::read(&self.folder).attempt(what, &*on)?;
-        let Self { folder, session, transport, mut vm, .. } = self;
-        match ending {
-            Ending::Stopped => {}
-            Ending::Finished => {
-                figures.stage = Some(State::Switching);
-                figures.write(&folder).attempt(what, &*on)?;
-                tell(State::Switching, &figures);
-                vm.finish(wanted.shut_down).attempt("put the VM on local files", &*on)?;
-            }
-            Ending::Discarded => {
-                vm.discard().attempt("take back the VM", &*on)?;
-            }
+        let Self { session, transport, vm, .. } = self;
+        if ending == Ending::Discarded {
+            vm.discard().attempt("take back the VM", &*on)?;
         }
         let flushed = transport.shutdown(GRACE);
         match ending {
@@ -114,15 +120,13 @@ impl HypervKeeper<'_> {
         Ok(ending)
     }
 
-    /// Begins to copy, or goes on at another rate. The error is for the operator.
-    fn copy(&self, wanted: &Wanted, copying: &mut Option<Copying>) -> Result<(), String> {
+    /// Begins to copy, or goes on at another rate.
+    fn copy(&self, wanted: &Wanted, copying: &mut Option<Copying>) -> Result<(), Refusal> {
         let rate = wanted.bytes_per_second.unwrap_or(DEFAULT_BYTES_PER_SECOND);
         if let Some(copying) = copying {
             copying.set_rate(rate);
             return Ok(());
         }
-        let writes = self.host.seam().files.writes().ok_or("files of the host cannot be written from here")?;
-        let described = |number| self.sources.description.disks.iter().find(|disk: &&PointDisk| disk.number == number);
         let (mut files, mut before) = (Vec::new(), Hydrated { done_bytes: 0, total_bytes: 0 });
         for disk in self.vm.disks() {
             if self.host.seam().files.facts(&disk.local).is_ok() {
@@ -130,15 +134,9 @@ impl HypervKeeper<'_> {
                 before.total_bytes += disk.len_bytes;
                 continue;
             }
-            let described = described(disk.number).ok_or_else(|| format!("the point has no disk {}", disk.number))?;
             let partial = format!("{}.partial", disk.local);
-            let path = writes.local_path(&partial).map_err(|error| format!("{partial}: {error}"))?;
             self.check_space(disk.len_bytes, &partial)?;
-            let source = self.sources.stream(described).map_err(|error| error.to_string())?;
-            let session = u128::from_str_radix(&self.session.describe().session, 16).unwrap_or_default().to_be_bytes();
-            let map_folder = self.folder.join(format!("copy-{}", disk.number));
-            let copy = StreamCopy::open(source, session, &map_folder, &path);
-            let copy = copy.map_err(|error| format!("begin the copy {partial}: {error}"))?;
+            let copy = self.begin_copy(disk.number, &partial)?;
             files.push(CopiedFile { copy, partial, local: disk.local.clone() });
         }
         let begun = Copying::start(self.host.clone(), files, before, rate);
@@ -146,32 +144,63 @@ impl HypervKeeper<'_> {
         Ok(())
     }
 
-    fn check_space(&self, needed: u64, path: &str) -> Result<(), String> {
+    fn begin_copy(&self, number: u32, partial: &str) -> Result<StreamCopy, String> {
+        let writes = self.host.seam().files.writes().ok_or("files of the host cannot be written from here")?;
+        let described = self.sources.description.disks.iter().find(|disk| disk.number == number);
+        let described = described.ok_or_else(|| format!("the point has no disk {number}"))?;
+        let path = writes.local_path(partial).map_err(|error| format!("{partial}: {error}"))?;
+        let name =
+            path.file_name().and_then(|name| name.to_str()).ok_or_else(|| format!("{partial} is no file name"))?;
+        let session = self.session.describe().session;
+        let session = id_of(&session).ok_or_else(|| format!("{session:?} is no session's id"))?;
+        let source = self.sources.stream(described).map_err(|error| error.to_string())?;
+        let (_, volume) = self.session.disks().next().ok_or("the session has no volume")?;
+        let begin = || {
+            let maps = DiskFolder::open_or_create(&self.folder.join(format!("copy-{number}")))?;
+            let target = DiskFolder::open_or_create(path.parent().unwrap_or(Path::new(".")))?;
+            StreamCopy::open(source, volume.base().clone(), session, &maps, &target, name)
+        };
+        begin().map_err(|error| format!("begin the copy {partial}: {error}"))
+    }
+
+    fn check_space(&self, needed: u64, path: &str) -> Result<(), Refusal> {
         if self.host.seam().files.facts(path).is_ok() {
             // Begun with room.
             return Ok(());
         }
         match self.host.seam().files.free_bytes(path) {
-            Ok(free) if free < needed => Err(format!("{path} takes {needed} bytes, and {free} are free")),
+            Ok(free) if free < needed => {
+                let text = format!("{path} takes {needed} bytes, and {free} are free");
+                Err(Refusal { is_no_space: true, text })
+            }
             _ => Ok(()),
         }
     }
 
-    /// Whether the VM is off; shuts its guest down, if that is wanted.
-    fn is_off(&self, wanted: &Wanted) -> Result<bool, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let Some(vm) = self.vm.vm().map_err(|error| text(&error))? else {
+    /// Whether the VM is off; if not, what is waited for. Asks its guest to shut down, if that is wanted, and does not
+    /// wait for it: `asked` is when it was asked.
+    fn is_off(&self, shuts_down: bool, asked: &mut Option<Instant>) -> Result<(), String> {
+        let Some(vm) = self.vm.vm().map_err(|error| chain_text(&error))? else {
             return Err("its VM is no longer on the host: end the session with `instant discard`".to_owned());
         };
         if vm.state == VmState::Off {
-            return Ok(true);
+            *asked = None;
+            return Ok(());
         }
-        if !wanted.shut_down {
-            return Ok(false);
+        if !shuts_down {
+            return Err("its VM has to be off; it is waited for".to_owned());
         }
-        let reason = "its disks are put on local files";
-        let is_off = self.host.shut_down_guest(&vm, reason, SHUT_DOWN_WITHIN).map_err(|error| text(&error))?;
-        if is_off { Ok(true) } else { Err("its guest does not shut down; turn the VM off".to_owned()) }
+        if asked.is_none_or(|asked| asked.elapsed() >= SHUT_DOWN_WITHIN) {
+            let reason = "its disks are put on local files";
+            let is_off = self.host.shut_down_guest(&vm, reason, Duration::ZERO).map_err(|error| chain_text(&error))?;
+            if is_off {
+                return Ok(());
+            }
+            if asked.replace(Instant::now()).is_some() {
+                return Err("its guest does not shut down; turn the VM off".to_owned());
+            }
+        }
+        Err("its guest was asked to shut down; it is waited for".to_owned())
     }
 
     fn tend(&self, figures: &mut Figures, copying: Option<&Copying>) {
@@ -180,4 +209,8 @@ impl HypervKeeper<'_> {
         figures.trouble.extend(copying.and_then(Copying::trouble));
         figures.trouble.extend(figures.waits_for.clone());
     }
+}
+
+fn is_due(last: Option<Instant>, every: Duration) -> bool {
+    last.is_none_or(|last| last.elapsed() >= every)
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serve::{DEFAULT_BYTES_PER_SECOND, Mover, Session, State};
+use serve::{DEFAULT_BYTES_PER_SECOND, Mover, Session, SessionError, State};
 
 use super::boot::Boot;
-use super::record::{Figures, Wanted};
+use super::record::{Figures, LastWanted, Refusal, Wanted};
 use crate::failure::{Attempt as _, Failure, chain_text};
 use crate::serving::{Sources, Transport};
 
@@ -56,17 +56,18 @@ impl Keeper {
         let what = "keep the instant session";
         let on = self.folder.display().to_string();
         let mut mover: Option<Mover> = None;
+        let mut last_wanted = LastWanted::default();
         let mut figures = Figures { process_id: std::process::id(), ..Figures::default() };
         let (mut last_tended, mut last_needed) = (None::<Instant>, Instant::now());
         let ending = loop {
             if is_stopped() {
                 break Ending::Stopped;
             }
-            let wanted = Wanted::read(&self.folder).attempt(what, &*on)?;
+            let wanted = last_wanted.look(&self.folder);
             if wanted.discard {
                 break Ending::Discarded;
             }
-            figures.refused = self.do_what_is_wanted(&wanted, &mut mover).err();
+            figures.refusal = self.do_what_is_wanted(&wanted, &mut mover).err();
             if self.transport.clients() > 0 || self.session.state() != State::Local {
                 last_needed = Instant::now();
             }
@@ -77,7 +78,8 @@ impl Keeper {
             if last_tended.is_none_or(|last| last.elapsed() >= TEND_EVERY) {
                 last_tended = Some(Instant::now());
                 self.tend(&mut figures, mover.as_ref());
-                figures.write(&self.folder).attempt(what, &*on)?;
+                figures.trouble.extend(last_wanted.trouble().cloned());
+                figures.publish(&self.folder);
                 tell(self.session.state(), &figures);
                 if let Some(boot) = &mut self.boot {
                     boot.remember_when_due(self.begun.elapsed(), &self.sources);
@@ -103,9 +105,12 @@ impl Keeper {
     }
 
     /// The error is for the operator; it is tried again with the next look.
-    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<Mover>) -> Result<(), String> {
+    fn do_what_is_wanted(&self, wanted: &Wanted, mover: &mut Option<Mover>) -> Result<(), Refusal> {
         if let Some(targets) = wanted.move_to.as_ref().filter(|_| self.session.state() == State::Serving) {
-            self.session.begin_hydrating(targets).map_err(|error| chain_text(&error))?;
+            self.session.begin_hydrating(targets).map_err(|error| Refusal {
+                is_no_space: matches!(error, SessionError::NoSpace { .. }),
+                text: chain_text(&error),
+            })?;
         }
         let moves =
             matches!(self.session.state(), State::Hydrating | State::Hydrated | State::Draining | State::Switching);

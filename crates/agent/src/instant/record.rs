@@ -135,7 +135,7 @@ pub struct Figures {
     /// What is wrong at present.
     pub trouble: Vec<String>,
     /// Why what was wanted is not done.
-    pub refused: Option<String>,
+    pub refusal: Option<Refusal>,
     /// What has to come from outside before what was wanted goes on.
     #[serde(skip)]
     pub waits_for: Option<String>,
@@ -143,6 +143,46 @@ pub struct Figures {
     pub stage: Option<State>,
     /// Everything, in Prometheus' text format.
     pub metrics: String,
+}
+
+/// Why what was wanted is not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// There is no room for it.
+    pub is_no_space: bool,
+    /// For the operator.
+    pub text: String,
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self { is_no_space: false, text }
+    }
+}
+
+/// What is wanted, as it was read last: while the file cannot be read, nothing changes.
+#[derive(Debug, Default)]
+pub struct LastWanted {
+    last: Wanted,
+    trouble: Option<String>,
+}
+
+impl LastWanted {
+    /// Reads it again.
+    pub fn look(&mut self, folder: &Path) -> Wanted {
+        match Wanted::read(folder) {
+            Ok(wanted) => (self.last, self.trouble) = (wanted, None),
+            Err(error) => {
+                self.trouble = Some(format!("read what is wanted in {}: {error}", folder.display()));
+            }
+        }
+        self.last.clone()
+    }
+
+    /// Why it could not be read.
+    pub fn trouble(&self) -> Option<&String> {
+        self.trouble.as_ref()
+    }
 }
 
 impl Served {
@@ -178,9 +218,9 @@ impl Wanted {
 }
 
 impl Figures {
-    /// `None` before the first were told.
-    pub fn read(folder: &Path) -> io::Result<Option<Self>> {
-        read(folder, FIGURES)
+    /// `None` before the first were told, and where a loss of power left nothing that can be read: they are of a moment.
+    pub fn read(folder: &Path) -> Option<Self> {
+        read(folder, FIGURES).ok().flatten()
     }
 
     /// Notes how long the first read took to come, once it has.
@@ -207,8 +247,15 @@ impl Figures {
         self.seconds_left = time_left.map(|left| left.as_secs());
     }
 
+    /// Writes them, if that is possible: a session is served for its guest, whatever can be told of it.
+    pub fn publish(&mut self, folder: &Path) {
+        if let Err(error) = self.write(folder) {
+            self.trouble.push(format!("write how the session is to {}: {error}", folder.display()));
+        }
+    }
+
     /// A reader sees the former ones or these. Not durable: they are of a moment.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
+    fn write(&self, folder: &Path) -> io::Result<()> {
         let path = folder.join(FIGURES);
         let temporary = path.with_extension("tmp");
         std::fs::write(&temporary, serde_json::to_vec(self)?)?;

@@ -2,18 +2,22 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use block_device::{Device, DeviceError};
 use iscsi::{Authentication, BlockSize, Identity, Provisioning, TargetOptions, Targets, UnitOptions};
 use nbd::{Export, Exports};
 
 use super::login::Login;
-use crate::failure::{Attempt as _, Code, Failure};
+use crate::failure::{Attempt as _, Code, Failure, chain_text};
+use crate::output::note;
 
 /// What names of our targets begin with. `internal` is nobody's domain, and kept for such names.
 const TARGET_PREFIX: &str = "iqn.2026-01.internal.e3";
+
+/// That clients are sent away is told so often.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Where clients come.
 pub enum Place {
@@ -161,7 +165,20 @@ fn nbd_server(offers: &[Offer], tls: Option<nbd::Tls>, what: &str) -> Result<nbd
         read_only: offer.read_only,
     });
     let exports = Exports::new(exports).attempt(what, "")?;
-    Ok(nbd::Server::start_with_tls(exports, nbd::ServerOptions::default(), tls))
+    let options = nbd::ServerOptions { on_refused: tell_of_refused(), ..nbd::ServerOptions::default() };
+    Ok(nbd::Server::start_with_tls(exports, options, tls))
+}
+
+/// Tells the operator why clients do not come in; not of each, for anyone who reaches the server can be one.
+fn tell_of_refused() -> nbd::OnRefused {
+    let last = Mutex::new(None::<Instant>);
+    nbd::OnRefused::new(move |error| {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= REFUSED_TOLD_EVERY) {
+            *last = Some(Instant::now());
+            note(&format!("warning: a client was sent away: {}", chain_text(error)));
+        }
+    })
 }
 
 fn listen_iscsi(place: IscsiPlace, offers: &[Offer], what: &str) -> Result<Transport, Failure> {

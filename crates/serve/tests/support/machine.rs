@@ -341,6 +341,10 @@ impl StoredFile for SimulatedFile {
         result
     }
 
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.write_all_at(&vec![0; len_bytes as usize], 0)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.machine.lock();
         let is_death = state.call(self.boot)?;

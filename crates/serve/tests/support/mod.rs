@@ -3,3 +3,4 @@
 pub mod base;
 pub mod device;
 pub mod machine;
+pub mod rig;

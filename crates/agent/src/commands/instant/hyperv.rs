@@ -2,32 +2,37 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backup::instant::{InstantStage, InstantVm, plan_instant, settle_instant};
 use backup::{HostState, RestoreContext, RestorePlan, RestoreRequest, select_point};
 use hyperv::{TargetLogin, TargetPortal, VmState};
-use iscsi::{Authentication, Credentials, Secret};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serve::{Session, volume_id};
 
-use super::start::{CHAP_USER, LOOK_EVERY, Told, conclude, id_of, make_private, write_secret};
-use super::{session_json, short};
+use super::start::{
+    CHAP_USER, LOOK_EVERY, Told, conclude, login_of, make_private, new_record_of, read_secret, recorded_id,
+    write_secret,
+};
+use super::{refuse_idle, serving_json, short};
 use crate::cli::InstantStartArgs;
 use crate::context::Context;
-use crate::failure::{Attempt as _, Code, Failure};
+use crate::failure::{Attempt as _, Code, Failure, chain_text};
 use crate::host::OpenHost;
 use crate::instant::hyperv::HypervKeeper;
 use crate::instant::qemu::{Bus, Machine};
-use crate::instant::{CHAP_SECRET, Ending, Found, HypervRecord, Record, RecordedDisk, Served, Wanted, all};
+use crate::instant::{CHAP_SECRET, Ending, Found, HypervRecord, Record, Served, Wanted, all};
 use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
 use crate::progress::Progress;
-use crate::serving::{
-    IscsiPlace, Item, Offer, Place, Sources, Transport, disk_name, identity_of, read_bytes, target_name,
-};
+use crate::serving::{IscsiPlace, Item, Offer, Place, Sources, Transport, identity_of, read_bytes, target_name};
 use crate::units::{size, visible};
+
+/// Requests in flight when a session that came to nothing is given up.
+const GIVE_UP_WITHIN: Duration = Duration::from_secs(1);
+/// From a session's first file to its lock: the volume is opened in between, from the repository.
+const BEGUN_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// Begins a session on `selector`, or takes one up again.
 pub fn start(
@@ -56,22 +61,34 @@ fn run(
     resumed: Option<Found>,
     begun: Instant,
 ) -> Result<Outcome, Failure> {
+    let idle = [
+        ("--transport", arguments.transport.is_some()),
+        ("--socket", arguments.socket.is_some()),
+        ("--bus", arguments.bus.is_some()),
+        ("--linger", arguments.linger.is_some()),
+    ];
+    refuse_idle("run a VM from the backup", &host.name, "Hyper-V", &idle)?;
+    if let Some(listen) = arguments.listen.filter(|listen| !listen.ip().is_loopback()) {
+        let why = "the volume is for this host's own initiator, which finds it without a login";
+        return Err(Failure::new("run a VM from the backup", listen.to_string(), Code::Usage, why)
+            .with_steps(&["leave out --listen", "give a loopback address, such as 127.0.0.1:0"]));
+    }
     let host_state = host.state()?;
     let point = resumed.as_ref().map(|found| found.record.point_id.clone()).or_else(|| arguments.point.clone());
-    let point = point.unwrap_or_default();
-    let what = format!("run {point} from the backup on {}", host.name);
-    for text in put_in_order(host, &host_state, selector, state)? {
-        note(&visible(&format!("note: {text}")));
+    let selected = point.unwrap_or_else(|| unreachable!("the command line asks for one of them"));
+    let what = format!("run {selected} from the backup on {}", host.name);
+    match put_in_order(host, &host_state, selector, state) {
+        Ok(done) => done.iter().for_each(|text| note(&visible(&format!("note: {text}")))),
+        // A VM waits for its disks: what others left does not keep it from them.
+        Err(failure) if resumed.is_some() => note(&visible(&format!("warning: {failure}"))),
+        Err(failure) => return Err(failure),
     }
-    if let Some(found) = &resumed
-        && !found.folder.exists()
-    {
-        let why = "it was cut off before its VM was made, and has been taken back";
-        return Err(Failure::new(what, selector, Code::NotFound, why).with_steps(&["start it again"]));
+    if let Some(found) = &resumed {
+        check_is_there(found, &what, selector)?;
     }
     let repo = context.repository_for_serving()?;
     let on = repo.display_name();
-    let point = select_point(&repo, &point).attempt(&*what, &*on)?;
+    let point = select_point(&repo, &selected).attempt(&*what, &*on)?;
     let description = point.describe(&repo).attempt(&*what, &*on)?;
     let interrupt = Interrupt::watch();
     let progress = Progress::start("instant", &context.global);
@@ -94,10 +111,13 @@ fn run(
         (None, Some(plan)) => new_record(&sources, plan, selector, arguments.listen, state).attempt(&*what, &*on)?,
         (None, None) => unreachable!("a new session has a plan"),
     };
-    let id = id_of(&record.session);
+    let id = recorded_id(&record, &folder, &what)?;
     let item = Item { id: volume_id(), name: "volume".to_owned(), open: Box::new(|| sources.volume(id)) };
     let session = sources.session(&[item], &folder, id, false).attempt(&*what, folder.display().to_string())?;
-    let offer = offer(&session, &record);
+    let Some(offer) = offer(&session, &record) else {
+        let why = "its state names no volume: it is damaged";
+        return Err(Failure::new(what, folder.display().to_string(), Code::Failed, why));
+    };
     let (transport, login) = listen(&mut record, &folder, &offer, &what)?;
     if !session.state().is_serving() {
         session.serving().attempt(&*what, &*on)?;
@@ -112,19 +132,26 @@ fn run(
         Ok(vm) => vm,
         Err(problem) => {
             progress.pause();
-            // A new session is taken back as a whole; one that was taken up stays as it is.
-            let shut = transport.shutdown(std::time::Duration::from_secs(1));
-            if let (Some(_), Err(error)) = (&plan, session.discard()) {
-                tracing::warn!(%error, "the files of a session that came to nothing are still there");
+            let flushed = transport.shutdown(GIVE_UP_WITHIN);
+            if plan.is_some() {
+                // A new session is taken back as a whole.
+                if let Err(error) = session.discard() {
+                    tracing::warn!(%error, "the files of a session that came to nothing are still there");
+                }
+            } else if let Err(error) = flushed {
+                // One that was taken up stays as it is: what its guest wrote is nowhere else.
+                note(&visible(&format!("warning: flush the volume of the session: {}", chain_text(&error))));
             }
-            drop(shut);
             return Err(failed(problem));
         }
     };
     progress.pause();
     if let Some(hyperv) = record.hyperv.as_mut().filter(|hyperv| hyperv.vm_id.as_deref() != vm.vm_id()) {
         hyperv.vm_id = vm.vm_id().map(str::to_owned);
-        record.write(&folder).attempt(&*what, &*on)?;
+        // For messages only: the host's own journal knows the VM, and the VM needs its disks.
+        if let Err(error) = record.write(&folder) {
+            note(&visible(&format!("warning: write the VM's id to {}: {error}", folder.display())));
+        }
     }
     announce(context, &record, &folder, &session, &vm);
 
@@ -153,6 +180,22 @@ fn absolute(selector: &str) -> String {
     }
 }
 
+/// Whether a session that is to be taken up is there after what former ones left was put in order.
+fn check_is_there(found: &Found, what: &str, selector: &str) -> Result<(), Failure> {
+    let was_made = found.record.hyperv.as_ref().is_some_and(|hyperv| hyperv.vm_id.is_some());
+    let (why, step) = if found.folder.exists() {
+        if found.state.is_some() {
+            return Ok(());
+        }
+        ("it is only being begun, or was cut off at once", "look at `instant list` again in some minutes")
+    } else if was_made {
+        ("it had ended on the host already; what was left of its files is removed", "look at the VM with `vm list`")
+    } else {
+        ("it was cut off before its VM was made, and has been taken back", "start it again")
+    };
+    Err(Failure::new(what, selector, Code::NotFound, why).with_steps(&[step]))
+}
+
 /// Takes back sessions of this host that were cut off before their VM was made, and removes the files of those that
 /// nothing is left of on the host.
 pub fn put_in_order(
@@ -163,15 +206,19 @@ pub fn put_in_order(
 ) -> Result<Vec<String>, Failure> {
     let what = "put in order what former instant sessions left";
     let settled = settle_instant(&host.host, host_state).attempt(what, &*host.name)?;
-    let done = settled.into_iter().map(|(vm, text)| format!("{vm}: {text}")).collect();
+    let mut done: Vec<String> = settled.into_iter().map(|(vm, text)| format!("{vm}: {text}")).collect();
     for found in all(state)? {
         let is_here = found.record.hyperv.as_ref().is_some_and(|hyperv| hyperv.host == selector);
-        if !is_here || found.is_served {
+        // One that another process begins just now has neither its lock nor a journal on the host.
+        let is_young = found.state.is_none() && Timestamp::now().duration_since(found.record.begun) < BEGUN_WITHIN;
+        if !is_here || found.is_served || is_young {
             continue;
         }
         let known = InstantVm::open(&host.host, host_state, &found.record.session);
         if matches!(known, Ok(None)) {
             serve::discard_session(&found.folder).attempt(what, found.folder.display().to_string())?;
+            let session = short(&found.record.session);
+            done.push(format!("{}: removed the files of session {session}", found.record.vm_name));
         }
     }
     Ok(done)
@@ -211,49 +258,33 @@ fn new_record(
     make_private(&folder)?;
     write_secret(&folder.join(CHAP_SECRET))?;
     let summary = &plan.definition.summary;
-    let record = Record {
-        served: Served::Iscsi {
-            portal: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
-            target: target_name(&session),
-            user: CHAP_USER.to_owned(),
-        },
-        session,
-        point_id: sources.point.id.clone(),
-        vm_id: sources.point.vm_id.clone(),
-        vm_name: sources.point.vm_name.clone(),
-        begun: Timestamp::now(),
-        machine: Machine {
-            generation: summary.generation,
-            processors: summary.processors.unwrap_or(1),
-            memory_mib: summary.memory_mib.unwrap_or_default(),
-            bus: Bus::Scsi,
-        },
-        disks: sources
-            .description
-            .disks
-            .iter()
-            .map(|disk| RecordedDisk {
-                number: disk.number,
-                name: disk_name(disk),
-                virtual_disk_id: disk.virtual_disk_id.clone(),
-                size_bytes: disk.size_bytes,
-            })
-            .collect(),
-        hyperv: Some(HypervRecord {
-            host: selector.to_owned(),
-            vm_name: plan.wanted.name.clone(),
-            directory: plan.wanted.data_root.clone(),
-            local: plan.disks.iter().map(|disk| disk.path.clone()).collect(),
-            vm_id: None,
-        }),
+    let served = Served::Iscsi {
+        portal: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+        target: target_name(&session),
+        user: CHAP_USER.to_owned(),
     };
+    let machine = Machine {
+        generation: summary.generation,
+        processors: summary.processors.unwrap_or(1),
+        memory_mib: summary.memory_mib.unwrap_or_default(),
+        bus: Bus::Scsi,
+    };
+    let hyperv = HypervRecord {
+        host: selector.to_owned(),
+        vm_name: plan.wanted.name.clone(),
+        directory: plan.wanted.data_root.clone(),
+        local: plan.disks.iter().map(|disk| disk.path.clone()).collect(),
+        vm_id: None,
+    };
+    let record = Record { hyperv: Some(hyperv), ..new_record_of(sources, session, served, machine) };
     record.write(&folder)?;
     Ok((folder, record))
 }
 
-fn offer(session: &Session, record: &Record) -> Offer {
-    let (name, device) = session.disks().next().expect("a session of this kind has one volume");
-    Offer {
+/// The volume; `None` where the session's files know of none.
+fn offer(session: &Session, record: &Record) -> Option<Offer> {
+    let (name, device) = session.disks().next()?;
+    Some(Offer {
         name: name.to_owned(),
         description: format!("{}, instant session {}", record.vm_name, short(&record.session)),
         device: device.clone(),
@@ -261,7 +292,7 @@ fn offer(session: &Session, record: &Record) -> Offer {
         is_thin: false,
         sector_bytes: 512,
         identity: format!("{}/volume", record.session),
-    }
+    })
 }
 
 /// The target, and how the host's initiator logs in to it.
@@ -270,9 +301,8 @@ fn listen(record: &mut Record, folder: &Path, offer: &Offer, what: &str) -> Resu
     let Served::Iscsi { portal, target, user } = record.served.clone() else {
         return Err(Failure::new(what, on, Code::Failed, "its record is of another kind of session"));
     };
-    let secret = std::fs::read_to_string(folder.join(CHAP_SECRET)).attempt(what, &*on)?;
-    let initiator = Credentials { name: user.clone(), secret: Secret::new(secret.clone()) };
-    let login = Some(Authentication { initiator, target: None });
+    let secret = read_secret(folder).attempt(what, &*on)?;
+    let login = Some(login_of(&user, &secret));
     let place = Place::Iscsi(IscsiPlace { listen: portal, target: target.clone(), login, is_listed: true });
     let transport = Transport::listen(place, std::slice::from_ref(offer), what)?;
     let bound = transport.address().unwrap_or(portal);
@@ -281,7 +311,7 @@ fn listen(record: &mut Record, folder: &Path, offer: &Offer, what: &str) -> Resu
         record.write(folder).attempt(what, on)?;
     }
     let portal = TargetPortal { address: bound.ip().to_string(), port: bound.port() };
-    Ok((transport, TargetLogin { portal, target, user, secret }))
+    Ok((transport, TargetLogin { portal, target, user, secret: secret.to_string() }))
 }
 
 fn make<'h>(
@@ -298,7 +328,8 @@ fn make<'h>(
         Ok(made) => made,
         Err(error) => {
             if let Err(problem) = vm.discard() {
-                note(&visible(&format!("note: what was made is left to `host clean`: {problem}")));
+                let why = chain_text(&problem);
+                note(&visible(&format!("note: what was made is left to `host clean`: {why}")));
             }
             return Err(error);
         }
@@ -308,7 +339,8 @@ fn make<'h>(
     }
     // A VM that is there and does not start is for its operator to see to.
     if starts && let Err(error) = vm.start() {
-        note(&visible(&format!("warning: {} is there, but does not start: {error}", made.vm.name)));
+        let why = chain_text(&error);
+        note(&visible(&format!("warning: {} is there, but does not start: {why}", made.vm.name)));
     }
     Ok(vm)
 }
@@ -338,25 +370,18 @@ fn take_up<'h>(
 }
 
 fn announce(context: &Context, record: &Record, folder: &Path, session: &Session, vm: &InstantVm<'_>) {
+    let is_running = vm.vm().ok().flatten().is_some_and(|vm| vm.state == VmState::Running);
     if context.global.json {
-        let found = Found {
-            folder: folder.to_owned(),
-            record: record.clone(),
-            state: Some(session.describe()),
-            is_served: true,
-            figures: None,
-        };
-        let mut told = session_json(&found);
-        told["type"] = "serving".into();
-        told["restarts"] = serde_json::json!(session.describe().restarts);
-        told["qemu"] = serde_json::Value::Null;
+        let mut told = serving_json(record, folder, session.describe(), serde_json::Value::Null);
+        told["hyperv"]["is_running"] = is_running.into();
         return json_line(&told);
     }
     if context.global.quiet {
         return line(&record.session);
     }
     let name = record.hyperv.as_ref().map_or("", |hyperv| &hyperv.vm_name);
-    line(&visible(&format!("running  {name} ({}) in {}", vm.vm_id().unwrap_or_default(), vm.directory())));
+    let word = if is_running { "running" } else { "made   " };
+    line(&visible(&format!("{word}  {name} ({}) in {}", vm.vm_id().unwrap_or_default(), vm.directory())));
     for (disk, recorded) in vm.disks().iter().zip(&record.disks) {
         line(&visible(&format!("disk     {}   {}", disk.child, size(recorded.size_bytes))));
     }

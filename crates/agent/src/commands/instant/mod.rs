@@ -5,11 +5,14 @@ mod show;
 mod start;
 mod steer;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
+use serve::SessionState;
 
 use crate::cli::InstantCommand;
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::instant::{Found, Record, Served};
 use crate::outcome::Outcome;
 
@@ -27,6 +30,17 @@ pub fn run(context: &Context, command: InstantCommand) -> Result<Outcome, Failur
             steer::discard(context, &session, confirm.as_deref(), &state)
         }
     }
+}
+
+/// Refuses options that mean nothing where the session is: whoever gives them expects something of them.
+fn refuse_idle(what: &str, on: &str, place: &str, given: &[(&str, bool)]) -> Result<(), Failure> {
+    let names: Vec<&str> = given.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names = names.join(", ");
+    let why = format!("{names}: of no meaning under {place}");
+    Err(Failure::new(what, on, Code::Usage, why).with_steps(&[&format!("leave out {names}")]))
 }
 
 /// The beginning of an id, long enough to be typed again.
@@ -55,6 +69,18 @@ fn state_name(found: &Found) -> String {
         // It died before there was anything to serve.
         _ => "CREATED".to_owned(),
     }
+}
+
+/// The document that says that a session is served.
+fn serving_json(record: &Record, folder: &Path, state: SessionState, qemu: Value) -> Value {
+    let restarts = json!(state.restarts);
+    let (folder, record) = (folder.to_owned(), record.clone());
+    let found = Found { folder, record, state: Some(state), is_served: true, figures: None };
+    let mut told = session_json(&found);
+    told["type"] = "serving".into();
+    told["restarts"] = restarts;
+    told["qemu"] = qemu;
+    told
 }
 
 /// The fields that every document about a session has.

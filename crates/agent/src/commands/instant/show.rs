@@ -64,7 +64,7 @@ pub fn show(context: &Context, selector: &str, metrics: bool, state: &StateArgs)
         session["overlay_live_bytes"] = json!(figures.overlay_live_bytes);
         session["first_read_ms"] = json!(figures.first_read_ms);
         session["trouble"] = json!(figures.trouble);
-        session["refused"] = json!(figures.refused);
+        session["refused"] = json!(figures.refusal.map(|refusal| refusal.text));
         session["restarts"] = json!(found.state.as_ref().map(|state| state.restarts).unwrap_or_default());
         let is_qemu = record.hyperv.is_none();
         session["qemu"] = json!(is_qemu.then(|| json!({ "machine": machine, "disks": disks, "local_disks": local })));
@@ -121,7 +121,8 @@ pub fn show(context: &Context, selector: &str, metrics: bool, state: &StateArgs)
         line(&format!("read     {}", read.join(", ")));
     }
     line(&format!("written  {} kept for the guest", size(figures.overlay_live_bytes)));
-    figures.trouble.iter().chain(&figures.refused).for_each(|text| line(&visible(&format!("trouble  {text}"))));
+    let refused = figures.refusal.iter().map(|refusal| &refusal.text);
+    figures.trouble.iter().chain(refused).for_each(|text| line(&visible(&format!("trouble  {text}"))));
     if record.hyperv.is_some() {
         return Ok(Outcome::DONE);
     }

@@ -10,17 +10,16 @@ use backup::{PointDisk, select_point};
 use iscsi::{Authentication, Credentials, Secret};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use serve::{Prefetch, State, disk_id_of};
+use serve::{Prefetch, SessionState, State, disk_id_of};
+use zeroize::Zeroizing;
 
-use super::{hyperv, session_json, short, uri};
+use super::{hyperv, refuse_idle, serving_json, short, uri};
 use crate::cli::{InstantStartArgs, TransportArg};
 use crate::commands::serve::tell;
 use crate::context::Context;
-use crate::failure::{Attempt as _, Failure};
-use crate::instant::qemu::{self, Machine};
-use crate::instant::{
-    Boot, CHAP_SECRET, Ending, Figures, Found, Keeper, Record, RecordedDisk, Served, find, state_folder,
-};
+use crate::failure::{Attempt as _, Code, Failure};
+use crate::instant::qemu::{self, Bus, Machine};
+use crate::instant::{Boot, CHAP_SECRET, Ending, Figures, Keeper, Record, RecordedDisk, Served, find, state_folder};
 use crate::interrupt::Interrupt;
 use crate::outcome::Outcome;
 use crate::output::{json_line, line, note};
@@ -35,6 +34,8 @@ const QEMU: &str = "qemu";
 pub(super) const CHAP_USER: &str = "e3";
 /// As Windows takes it: 12 to 16 characters.
 const SECRET_CHARACTERS: usize = 16;
+/// How long a session whose disks have moved waits for its machine to come back, unless it is said.
+const LINGER: Duration = Duration::from_secs(30);
 /// Of a VM whose definition does not say more.
 const MEMORY_MIB: u64 = 2048;
 
@@ -60,6 +61,16 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
         (None, None) => unreachable!("the command line asks for one of them"),
     };
     let what = format!("run {selector} from the backup");
+    let vm = &arguments.vm;
+    let idle = [
+        ("--name", vm.name.is_some()),
+        ("--folder", vm.folder.is_some()),
+        ("--same-id", vm.same_id),
+        ("--network", !vm.network.is_empty()),
+        ("--from-settings", vm.from_settings),
+        ("--off", vm.off),
+    ];
+    refuse_idle(&what, "", "QEMU", &idle)?;
     let repo = context.repository_for_serving()?;
     let on = repo.display_name();
     let point = select_point(&repo, selector).attempt(&*what, &*on)?;
@@ -69,7 +80,10 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
 
     let disks = sources.description.disks.clone();
     let (folder, mut record, id) = match &resumed {
-        Some(found) => (found.folder.clone(), found.record.clone(), id_of(&found.record.session)),
+        Some(found) => {
+            let id = recorded_id(&found.record, &found.folder, &what)?;
+            (found.folder.clone(), found.record.clone(), id)
+        }
         None => {
             let id = serve::new_session_id();
             let session = serve::id_text(&id);
@@ -80,27 +94,10 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
                 generation: summary.generation,
                 processors: summary.processors.unwrap_or(1),
                 memory_mib: summary.memory_mib.unwrap_or(MEMORY_MIB),
-                bus: arguments.bus,
+                bus: arguments.bus.unwrap_or(Bus::Sata),
             };
             let served = place_for(arguments, &folder, &session).attempt(&*what, folder.display().to_string())?;
-            let disk = |disk: &PointDisk| RecordedDisk {
-                number: disk.number,
-                name: disk_name(disk),
-                virtual_disk_id: disk.virtual_disk_id.clone(),
-                size_bytes: disk.size_bytes,
-            };
-            let record = Record {
-                session,
-                point_id: sources.point.id.clone(),
-                vm_id: sources.point.vm_id.clone(),
-                vm_name: sources.point.vm_name.clone(),
-                begun: Timestamp::now(),
-                served,
-                machine,
-                disks: disks.iter().map(disk).collect(),
-                hyperv: None,
-            };
-            (folder, record, id)
+            (folder, new_record_of(&sources, session, served, machine), id)
         }
     };
     let on = folder.display().to_string();
@@ -147,7 +144,7 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
     if !session.state().is_serving() {
         session.serving().attempt(&*what, &*on)?;
     }
-    announce(context, &record, &folder, &session.describe());
+    announce(context, &record, &folder, session.describe());
 
     let interrupt = Interrupt::watch();
     let serving_since = Instant::now();
@@ -162,7 +159,7 @@ pub fn start(context: &Context, arguments: &InstantStartArgs) -> Result<Outcome,
         transport,
         boot: resumed.is_none().then(|| Boot::watch(watched.into_inner())),
         begun,
-        linger: arguments.linger,
+        linger: arguments.linger.unwrap_or(LINGER),
     };
     let ending = keeper.keep(&is_stopped, &mut |state, figures| told.tell(state, figures), LOOK_EVERY)?;
     conclude(context, &record, ending, read_bytes(&metrics));
@@ -208,27 +205,17 @@ impl Told {
             }
         }
         let mut trouble = figures.trouble.clone();
-        trouble.extend(figures.refused.clone());
+        trouble.extend(figures.refusal.iter().map(|refusal| refusal.text.clone()));
         tell(trouble, &mut self.trouble);
     }
 }
 
-fn announce(context: &Context, record: &Record, folder: &Path, state: &serve::SessionState) {
+fn announce(context: &Context, record: &Record, folder: &Path, state: SessionState) {
     let arguments = qemu::machine_arguments(&record.machine);
     let disks = qemu::served_disks(record, folder);
     if context.global.json {
-        let found = Found {
-            folder: folder.to_owned(),
-            record: record.clone(),
-            state: Some(state.clone()),
-            is_served: true,
-            figures: None,
-        };
-        let mut told = session_json(&found);
-        told["type"] = "serving".into();
-        told["restarts"] = json!(state.restarts);
-        told["qemu"] = json!({ "machine": arguments, "disks": disks });
-        json_line(&told);
+        let qemu = json!({ "machine": arguments, "disks": disks });
+        json_line(&serving_json(record, folder, state, qemu));
         return;
     }
     if context.global.quiet {
@@ -271,9 +258,32 @@ pub(super) fn conclude(context: &Context, record: &Record, ending: Ending, read:
     }
 }
 
-pub(super) fn id_of(session: &str) -> [u8; 16] {
-    // A folder of another name is refused as soon as its state is read.
-    u128::from_str_radix(session, 16).unwrap_or_default().to_be_bytes()
+/// The record of a session that begins now.
+pub(super) fn new_record_of(sources: &Sources, session: String, served: Served, machine: Machine) -> Record {
+    let disk = |disk: &PointDisk| RecordedDisk {
+        number: disk.number,
+        name: disk_name(disk),
+        virtual_disk_id: disk.virtual_disk_id.clone(),
+        size_bytes: disk.size_bytes,
+    };
+    Record {
+        session,
+        point_id: sources.point.id.clone(),
+        vm_id: sources.point.vm_id.clone(),
+        vm_name: sources.point.vm_name.clone(),
+        begun: Timestamp::now(),
+        served,
+        machine,
+        disks: sources.description.disks.iter().map(disk).collect(),
+        hyperv: None,
+    }
+}
+
+/// The id of the session that a record is about.
+pub(super) fn recorded_id(record: &Record, folder: &Path, what: &str) -> Result<[u8; 16], Failure> {
+    let why = || format!("its record is damaged: {:?} is no session's id", record.session);
+    let on = || folder.display().to_string();
+    serve::id_of(&record.session).ok_or_else(|| Failure::new(what, on(), Code::Failed, why()))
 }
 
 /// A folder that its owner alone may enter: who reaches a socket in it has the disks.
@@ -290,7 +300,7 @@ pub(super) fn make_private(folder: &Path) -> std::io::Result<()> {
 /// Where a new session is served.
 fn place_for(arguments: &InstantStartArgs, folder: &Path, session: &str) -> std::io::Result<Served> {
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    Ok(match arguments.transport {
+    Ok(match arguments.transport.unwrap_or(TransportArg::Nbd) {
         TransportArg::Iscsi => {
             write_secret(&folder.join(CHAP_SECRET))?;
             Served::Iscsi {
@@ -321,6 +331,19 @@ pub(super) fn write_secret(path: &Path) -> std::io::Result<()> {
     std::io::Write::write_all(&mut options.open(path)?, &text)
 }
 
+/// What [`write_secret`] wrote for a session.
+pub(super) fn read_secret(folder: &Path) -> std::io::Result<Zeroizing<String>> {
+    std::fs::read_to_string(folder.join(CHAP_SECRET)).map(Zeroizing::new)
+}
+
+/// How initiators log in to a session's target.
+pub(super) fn login_of(user: &str, secret: &str) -> Authentication {
+    Authentication {
+        initiator: Credentials { name: user.to_owned(), secret: Secret::new(secret.to_owned()) },
+        target: None,
+    }
+}
+
 /// Where a session is served, as servers understand it.
 fn place_of(served: &Served, folder: &Path) -> std::io::Result<Place> {
     Ok(match served {
@@ -330,9 +353,7 @@ fn place_of(served: &Served, folder: &Path) -> std::io::Result<Place> {
             Place::NbdSocket(path.clone())
         }
         Served::Iscsi { portal, target, user } => {
-            let secret = Secret::new(std::fs::read_to_string(folder.join(CHAP_SECRET))?);
-            let initiator = Credentials { name: user.clone(), secret };
-            let login = Some(Authentication { initiator, target: None });
+            let login = Some(login_of(user, &*read_secret(folder)?));
             Place::Iscsi(IscsiPlace { listen: *portal, target: target.clone(), login, is_listed: false })
         }
     })

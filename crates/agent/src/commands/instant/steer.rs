@@ -9,7 +9,7 @@ use backup::{Event, Observer as _};
 use serve::State;
 
 use super::show::targets;
-use super::{session_json, short};
+use super::{refuse_idle, session_json, short};
 use crate::cli::{FormatArg, InstantMoveArgs, StateArgs};
 use crate::confirm;
 use crate::context::Context;
@@ -24,6 +24,8 @@ use crate::units::visible;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A keeper looks twenty times a second; one that has not taken up what is wanted by then is told of.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(20);
+/// The same of one that ends a VM: a host takes its time over that.
+const HOST_ENDS_WITHIN: Duration = Duration::from_secs(600);
 /// How long the files of a session that has ended may take to be removed.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -38,9 +40,10 @@ pub fn move_disks(context: &Context, arguments: &InstantMoveArgs) -> Result<Outc
         return Err(Failure::new(what, "", Code::Usage, "it is not said where to").with_steps(&["say --to DIR"]));
     };
     let to = std::path::absolute(to).attempt(&*what, to.display().to_string())?;
-    let files = files_in(&to, &found, arguments.format);
+    let format = arguments.format.unwrap_or(FormatArg::Raw);
+    let files = files_in(&to, &found, format);
     if let Some(socket) = &arguments.qmp {
-        return move_by_qemu(context, &found, socket, &files, arguments.format, &what);
+        return move_by_qemu(context, &found, socket, &files, format, &what);
     }
     let mut wanted = Wanted::read(&found.folder).attempt(&*what, found.folder.display().to_string())?;
     match &wanted.move_to {
@@ -72,6 +75,7 @@ fn move_on_host(context: &Context, arguments: &InstantMoveArgs, found: &Found, w
         let why = "the disks of a VM under Hyper-V go into the VM's own folder";
         return Err(Failure::new(what, on, Code::Usage, why).with_steps(&["leave out --to and --qmp"]));
     }
+    refuse_idle(what, &on, "Hyper-V", &[("--format raw", arguments.format == Some(FormatArg::Raw))])?;
     let mut wanted = Wanted::read(&found.folder).attempt(what, &*on)?;
     let local = found.record.hyperv.iter().flat_map(|hyperv| &hyperv.local);
     wanted.move_to = Some(local.map(PathBuf::from).collect());
@@ -123,8 +127,7 @@ fn end(found: &Found, what: &str) -> Result<(), Failure> {
     let wanted = Wanted::read(&found.folder).attempt(what, &*on)?;
     Wanted { discard: true, ..wanted }.write(&found.folder).attempt(what, &*on)?;
     let begun = Instant::now();
-    // A host takes its time over a VM.
-    let within = if found.record.hyperv.is_some() { TAKEN_UP_WITHIN * 30 } else { TAKEN_UP_WITHIN };
+    let within = if found.record.hyperv.is_some() { HOST_ENDS_WITHIN } else { TAKEN_UP_WITHIN };
     while serve::is_served(&found.folder).attempt(what, &*on)? {
         if begun.elapsed() > within {
             let why = "the process that serves it does not end it";
@@ -196,12 +199,13 @@ fn ask(
             seen = state;
             progress.event(Event::Phase { subject, phase: phase_of(seen) });
         }
-        let figures = Figures::read(folder).attempt(what, &*on)?.unwrap_or_default();
-        if let Some(why) = figures.refused.filter(|_| figures.at > asked) {
-            // Not to be tried again and again without somebody who reads of it.
-            Wanted { move_to: None, ..wanted.clone() }.write(folder).attempt(what, &*on)?;
-            let code = if why.contains("are free") { Code::TargetFull } else { Code::Failed };
-            return Err(Failure::new(what, on, code, why));
+        let figures = Figures::read(folder).unwrap_or_default();
+        if let Some(refusal) = figures.refusal.filter(|_| figures.at > asked) {
+            // Not to be tried again and again without somebody who reads of it, nor to follow from what is asked for later.
+            let nothing = Wanted { move_to: None, switch: false, shut_down: false, ..wanted.clone() };
+            nothing.write(folder).attempt(what, &*on)?;
+            let code = if refusal.is_no_space { Code::TargetFull } else { Code::Failed };
+            return Err(Failure::new(what, on, code, refusal.text));
         }
         if let (Some(moved), Some(total_bytes)) = (figures.moved_bytes, figures.total_bytes) {
             if !std::mem::replace(&mut is_started, true) {
@@ -234,9 +238,8 @@ fn ask(
 /// Where the disks stand now; `None` when the session is gone.
 fn standing(found: &Found, what: &str) -> Result<Option<State>, Failure> {
     let on = found.folder.display().to_string();
-    let state = serve::read_session(&found.folder).attempt(what, &*on)?;
-    let figures = Figures::read(&found.folder).attempt(what, on)?;
-    Ok(Found { state, figures, ..reread(found) }.standing())
+    let state = serve::read_session(&found.folder).attempt(what, on)?;
+    Ok(Found { state, ..reread(found) }.standing())
 }
 
 fn reread(found: &Found) -> Found {
@@ -245,7 +248,7 @@ fn reread(found: &Found) -> Found {
         record: found.record.clone(),
         state: None,
         is_served: serve::is_served(&found.folder).unwrap_or(false),
-        figures: Figures::read(&found.folder).ok().flatten(),
+        figures: Figures::read(&found.folder),
     }
 }
 
@@ -288,7 +291,11 @@ fn conclude(context: &Context, found: &Found, done: &str, files: Option<&[PathBu
         let command = qemu::command_line(&[qemu::machine_arguments(&found.record.machine), local].concat());
         command.lines().for_each(note);
     } else if done == "done" && found.state.is_some() {
-        note(&format!("next     `instant switch {id}` lets the files take over, while the guest runs"));
+        let when = match found.record.hyperv {
+            Some(_) => "once the VM is off; with --shut-down it sees to that",
+            None => "while the guest runs",
+        };
+        note(&format!("next     `instant switch {id}` lets the files take over, {when}"));
     }
 }
 
@@ -338,12 +345,13 @@ fn wait_until_nobody_is_connected(found: &Found, what: &str) -> Result<(), Failu
     let on = found.folder.display().to_string();
     let begun = Instant::now();
     loop {
-        let figures = Figures::read(&found.folder).attempt(what, &*on)?.unwrap_or_default();
-        if figures.clients == 0 {
+        let clients = Figures::read(&found.folder).map(|figures| figures.clients);
+        if clients == Some(0) {
             return Ok(());
         }
         if begun.elapsed() > TAKEN_UP_WITHIN {
-            let why = format!("{} clients are still connected to the session; it was left as it is", figures.clients);
+            let clients = clients.map_or("perhaps".to_owned(), |clients| clients.to_string());
+            let why = format!("{clients} clients are still connected to the session; it was left as it is");
             return Err(Failure::new(what, on, Code::Busy, why)
                 .with_steps(&["disconnect them, then `instant discard SESSION`"]));
         }
