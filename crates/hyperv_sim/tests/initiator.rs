@@ -317,6 +317,8 @@ fn the_path_that_begins_at_the_child_comes_first() {
     writes.create_folder(r"C:\VMs\two").unwrap();
     desk.host.create_child_disk(r"C:\VMs\one\child.vhdx", &base).unwrap();
     desk.host.create_child_disk(r"C:\VMs\one\leaf.vhdx", r"C:\VMs\one\child.vhdx").unwrap();
+    // Both paths are in the child now.
+    desk.host.set_parent_disk(r"C:\VMs\one\leaf.vhdx", r"C:\VMs\one\child.vhdx").unwrap();
     for name in ["child", "leaf"] {
         let file = |folder: &str| desk.lab.host_file(&format!(r"C:\VMs\{folder}\{name}.vhdx")).unwrap();
         std::fs::copy(file("one"), file("two")).unwrap();

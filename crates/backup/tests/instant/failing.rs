@@ -80,7 +80,9 @@ fn while_it_is_finished_the_same_session_goes_on() {
                 assert!(result.is_err(), "{label}");
                 assert_eq!(vm.needs_volume(), method == "SetParentVirtualHardDisk", "{label}");
                 vm.finish(true).unwrap_or_else(|error| panic!("{label}: {error:?}"));
+                // It is over: there is nothing to finish or to take back.
                 vm.finish(true).unwrap_or_else(|error| panic!("{label}, though it is over: {error:?}"));
+                assert_eq!(vm.discard().unwrap(), [""; 0], "{label}");
             });
             desk.assert_finished(&label, &expected);
             desk.remove_finished();

@@ -74,6 +74,7 @@ fn row_02_without_rights_nobody_says_that_the_host_is_empty() {
     for error in ["DC01", &*id].map(|selector| host.find_vm(selector).expect_err("nothing may be seen").to_string()) {
         assert!(error.contains("allowed to use it"), "{error}");
     }
+    assert!(host.vm(&id.parse().unwrap()).is_err());
     let error = rig.back_up().expect_err("nothing may be seen");
     assert!(chain_text(&error).contains("allowed to use it"), "{error:?}");
     rig.lab.clear_faults().unwrap();
