@@ -162,6 +162,19 @@ fn files_in(folder: &Path, found: &Found, format: FormatArg) -> Vec<PathBuf> {
     disks.map(|disk| folder.join(format!("{}-{}.{extension}", vm.trim_matches(['.', ' ']), disk.name))).collect()
 }
 
+/// Whether a session that nobody serves any more has come to where it was to come: it may have ended between two looks,
+/// and a keeper lets go of a session before it removes its files.
+fn is_done_soon(found: &Found, what: &str, is_there: &impl Fn(State) -> bool) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    while !standing(found, what)?.is_none_or(is_there) {
+        if begun.elapsed() >= REMOVED_WITHIN {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(true)
+}
+
 /// Writes down what is wanted, and waits until the session has come to where `is_there` says so.
 fn ask(
     context: &Context,
@@ -215,8 +228,7 @@ fn ask(
             shown = shown.max(moved);
         }
         if !serve::is_served(folder).attempt(what, &*on)? {
-            // It may have ended between two looks.
-            if standing(found, what)?.is_none_or(&is_there) {
+            if is_done_soon(found, what, &is_there)? {
                 break;
             }
             let why = "the process that served this session has ended; what was asked for goes on with the next";
