@@ -51,9 +51,11 @@ pub struct ServerOptions {
     pub on_refused: OnRefused,
 }
 
+type TellRefused = dyn Fn(&io::Error) + Send + Sync;
+
 /// Is told why a client was sent away. Anyone who reaches the server may cause it, as often as they like.
 #[derive(Clone, Default)]
-pub struct OnRefused(Option<Arc<dyn Fn(&io::Error) + Send + Sync>>);
+pub struct OnRefused(Option<Arc<TellRefused>>);
 
 impl OnRefused {
     /// Calls `tell` each time.

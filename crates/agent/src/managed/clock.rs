@@ -27,6 +27,11 @@ impl Default for Skew {
 }
 
 impl Skew {
+    /// Whether the clocks were not compared yet.
+    pub fn is_unknown(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == UNKNOWN
+    }
+
     /// Fails while the clocks differ by too much, and while nobody knows whether they do.
     pub fn check(&self, what: &str) -> Result<(), Failure> {
         let ahead_ms = self.0.load(Ordering::Relaxed);

@@ -55,11 +55,20 @@ pub struct Estate {
 impl Estate {
     /// Hosts that are enrolled; their agents do not run yet.
     pub fn enrolled(database: Option<String>) -> Self {
+        Self::enrolled_on(database, &LabOptions::real_time())
+    }
+
+    /// The same with merges that take so long that somebody can see them.
+    pub fn with_slow_merges() -> Self {
+        Self::enrolled_on(None, &LabOptions { merge_ms: 4000, ..LabOptions::real_time() })
+    }
+
+    fn enrolled_on(database: Option<String>, options: &LabOptions) -> Self {
         let desk = Desk::empty();
         let server = Server::start(&desk.path("server"), database);
         let mut estate = Self { desk, server, agents: Vec::new(), program: None, agent_ids: Vec::new() };
         for host in HOSTS {
-            let options = LabOptions { host_name: host.to_uppercase(), ..LabOptions::real_time() };
+            let options = LabOptions { host_name: host.to_uppercase(), ..options.clone() };
             LabHost::create_with(estate.desk.path(host), options).expect("a host");
             let id = estate.enroll(host, &[]);
             estate.agent_ids.push(id);

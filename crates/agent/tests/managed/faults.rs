@@ -13,11 +13,10 @@ pub const SLOW: &str = r#"{"throttle_json": {"read_bytes_per_sec": 1000000}}"#;
 
 /// One host, one VM, one slow job.
 fn slow_job() -> (Estate, i64) {
-    slow_job_on(None)
+    slow_job_on(Estate::enrolled(None))
 }
 
-fn slow_job_on(database: Option<String>) -> (Estate, i64) {
-    let mut estate = Estate::enrolled(database);
+fn slow_job_on(mut estate: Estate) -> (Estate, i64) {
     estate.add_vm(0, "DC01", 6, 1);
     estate.start_agent(0, &[]);
     estate.wait_for_vms(&["DC01"]);
@@ -71,7 +70,7 @@ fn without_database(time: Duration) {
     let Some(database) = Database::mariadb() else {
         return println!("SKIPPED on MariaDB: mariadbd is not there (Debian package mariadb-server)");
     };
-    let (mut estate, job) = slow_job_on(database.address());
+    let (mut estate, job) = slow_job_on(Estate::enrolled(database.address()));
     let run = estate.start_run(job).remove(0);
     assert!(estate.wait_for_phase(&run, "reading"));
     // The backup ends while nothing can be kept.
@@ -102,7 +101,7 @@ fn a_database_that_somebody_else_holds_in_the_middle_of_a_run_loses_nothing() {
 #[test]
 fn an_agent_that_is_killed_in_the_middle_of_a_run_goes_on_with_it() {
     for phase in ["reading", "watching the merge"] {
-        let (mut estate, job) = slow_job();
+        let (mut estate, job) = slow_job_on(Estate::with_slow_merges());
         let run = estate.start_run(job).remove(0);
         assert!(estate.wait_for_phase(&run, phase), "the run ended before it was seen {phase}");
         estate.kill_agent(0);

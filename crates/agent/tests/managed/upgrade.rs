@@ -49,7 +49,7 @@ impl Estate {
 
 /// A host whose agent runs from a place of its own, in the middle of a run.
 fn in_the_middle(phase: &str) -> (Estate, i64, serde_json::Value) {
-    let mut estate = Estate::enrolled(None);
+    let mut estate = Estate::with_slow_merges();
     let program = estate.desk.path("e3-backup-agent");
     install(&program, FORMER);
     estate.program = Some(program);

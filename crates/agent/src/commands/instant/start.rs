@@ -353,7 +353,7 @@ fn place_of(served: &Served, folder: &Path) -> std::io::Result<Place> {
             Place::NbdSocket(path.clone())
         }
         Served::Iscsi { portal, target, user } => {
-            let login = Some(login_of(user, &*read_secret(folder)?));
+            let login = Some(login_of(user, &read_secret(folder)?));
             Place::Iscsi(IscsiPlace { listen: *portal, target: target.clone(), login, is_listed: false })
         }
     })
