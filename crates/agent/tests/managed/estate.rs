@@ -258,9 +258,14 @@ impl Estate {
 
     /// Points in the repository, as the command line sees it.
     pub fn stored_points(&self, repository: &Repository) -> usize {
+        self.stored_snapshots(repository).len()
+    }
+
+    /// The ids of the points' manifests in the repository.
+    pub fn stored_snapshots(&self, repository: &Repository) -> Vec<Value> {
         let run = finish(repository.open(&mut self.desk.command(["points", "list", "--json"])));
         assert_eq!(run.exit, Some(0), "{run:?}");
-        run.json()["points"].as_array().expect("points").len()
+        run.json()["points"].as_array().expect("points").iter().map(|point| point["snapshot_id"].clone()).collect()
     }
 
     /// All runs of a job.
